@@ -1,0 +1,132 @@
+"""The inputs and outputs of the four graphs, declared once; knows no engine and no weights.
+
+    patcher   ids                                   -> entropy
+    encoder   embeds                 past_states    -> present_states
+    global    states, patch_index..  past_latents   -> present_latents
+    decoder   ids | states, latents                 -> logits
+
+Every `past_*` input and its `present_*` output are one buffer, updated in place. Axes: `batch` records, `rows` byte
+rows of this call, `slots` byte slots of the buffers, `patches` patches closed in this call, `patch_slots` patch slots,
+`patch_bytes` bytes of the longest of those patches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from bltcli.config import ModelConfig, StackConfig
+from bltcli.vocab import OUTPUT_IDS
+
+Precision = Literal["fp32", "fp16", "bf16"]
+GraphName = Literal["patcher", "encoder", "global", "decoder"]
+GRAPHS: Final[tuple[GraphName, ...]] = ("patcher", "encoder", "global", "decoder")
+DTYPES: Final[dict[Precision, str]] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+#: Added to the attention scores of what a row must not see. Exactly zero after softmax, and finite in 16 bit.
+MASKED: Final = -30000.0
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One graph input or output; a string in the shape is a free axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """The I/O table of one graph; `state` pairs each past input with the present output that shares its buffer."""
+
+    name: GraphName
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def state(self) -> dict[str, str]:
+        names = {s.name for s in self.outputs}
+        pairs = {s.name: present_name(s.name) for s in self.inputs if s.name.startswith("past_")}
+        assert set(pairs.values()) <= names
+        return pairs
+
+
+def present_name(past: str) -> str:
+    """`past_key_values.0.key` -> `present.0.key`, `past_states` -> `present_states`."""
+    return past.replace("past_key_values.", "present.").replace("past_", "present_")
+
+
+def graph_specs(config: ModelConfig, precision: Precision) -> dict[GraphName, GraphSpec]:
+    """The contract of all four graphs at one precision; the patcher is float32 at every precision."""
+    dtype = DTYPES[precision]
+    h, w = config.hidden_size, config.latent_size
+    states = TensorSpec("states", dtype, ("batch", 1, "slots", h))
+    latents = TensorSpec("latents", dtype, ("batch", 1, "patch_slots", w))
+    ids = TensorSpec("ids", "int64", ("batch", "rows"))
+    if config.decoder.input == "lookup":
+        decoder_input: tuple[TensorSpec, ...] = (ids,)
+    else:
+        decoder_input = (states, TensorSpec("state_index", "int64", ("batch", "rows")))
+    return {
+        "patcher": _graph(
+            "patcher",
+            config.patcher,
+            "float32",
+            inputs=(ids,),
+            outputs=(TensorSpec("entropy", "float32", ("batch", "rows")),),
+        ),
+        "encoder": _graph(
+            "encoder",
+            config.encoder,
+            dtype,
+            inputs=(TensorSpec("embeds", dtype, ("batch", "rows", h)),),
+            buffers=(TensorSpec("past_states", dtype, states.shape),),
+        ),
+        "global": _graph(
+            "global",
+            config.global_model,
+            dtype,
+            rows="patches",
+            slots="patch_slots",
+            inputs=(
+                states,
+                TensorSpec("patch_index", "int64", ("batch", "patches", "patch_bytes")),
+                TensorSpec("patch_len", "int64", ("batch", "patches")),
+            ),
+            buffers=(TensorSpec("past_latents", dtype, latents.shape),),
+        ),
+        "decoder": _graph(
+            "decoder",
+            config.decoder,
+            dtype,
+            inputs=(*decoder_input, latents, TensorSpec("latent_index", "int64", ("batch", "rows"))),
+            outputs=(TensorSpec("logits", "float32", ("batch", "rows", OUTPUT_IDS)),),
+        ),
+    }
+
+
+def _graph(
+    name: GraphName,
+    stack: StackConfig,
+    dtype: str,
+    *,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...] = (),
+    buffers: tuple[TensorSpec, ...] = (),
+    rows: str = "rows",
+    slots: str = "slots",
+) -> GraphSpec:
+    cache = ("batch", stack.num_kv_heads, slots, stack.head_dim)
+    past = buffers + tuple(
+        TensorSpec(f"past_key_values.{layer}.{part}", dtype, cache)
+        for layer in range(stack.num_layers)
+        for part in ("key", "value")
+    )
+    place = (
+        TensorSpec("position_ids", "int64", ("batch", rows)),
+        TensorSpec("write_indices", "int64", ("batch",)),
+        TensorSpec("attn_bias", dtype, ("batch", 1, rows, slots)),
+    )
+    present = tuple(TensorSpec(present_name(s.name), s.dtype, s.shape) for s in past)
+    return GraphSpec(name, inputs + place + past, outputs + present)

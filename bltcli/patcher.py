@@ -1,0 +1,32 @@
+"""From next-byte entropies to patch boundaries, the same rule for a whole text and byte by byte. NumPy only."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bltcli.config import PatcherConfig
+
+BoolArray = NDArray[np.bool_]
+
+
+def closes_patch(
+    entropy_nats: NDArray[np.float32], *, position: int, open_bytes: int, config: PatcherConfig
+) -> BoolArray:
+    """Whether each byte is the last of its patch, bool [q].
+
+    `entropy_nats` [q] is the entropy of the byte *after* each row, so the answer never looks at later bytes. `position`
+    is the document position of the first row, `open_bytes` how many bytes the open patch held before it.
+
+    Rule: BOS is a patch of its own; any other byte closes its patch when the next byte's entropy is above the threshold
+    (strictly), or when the patch has reached the maximum length. Compared in float32, as the entropies are.
+    """
+    closes = entropy_nats > np.float32(config.threshold_nats)
+    if position == 0 and closes.size:
+        closes[0] = True
+    if config.max_patch_length is not None and closes.size:
+        index = np.arange(closes.size)
+        # first byte of the run that the last entropy boundary opened (-open_bytes: opened before this call)
+        run_start = np.maximum.accumulate(np.where(np.concatenate([[False], closes[:-1]]), index, -open_bytes))
+        closes |= (index - run_start + 1) % config.max_patch_length == 0
+    return closes
