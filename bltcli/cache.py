@@ -1,0 +1,86 @@
+"""State along one axis, bytes or patches: linear buffers written in place, and where each text stands in them.
+
+Slot of position p of row r: p - bases[r]. Rewinding moves a length; nothing that was cached is ever revised, only
+overwritten. Knows no graph and no runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bltcli.graphs import MASKED
+from bltcli.vocab import IdArray
+from bltcli_engines.protocol import Buffer
+
+STEP = 128  # capacities grow in these steps: engines compute over the whole buffer, so spare room costs time
+SLIDE = 512  # contents move by multiples of this, which leaves every value bitwise unchanged
+
+
+class KVCache:
+    """All buffers that share the byte axis, or the patch axis."""
+
+    def __init__(self, buffers: Sequence[Buffer], rows: int) -> None:
+        self.buffers = list(buffers)
+        self.lengths = np.zeros(rows, dtype=np.int64)
+        self.bases = np.zeros(rows, dtype=np.int64)
+
+    @property
+    def capacity(self) -> int:
+        return self.buffers[0].capacity
+
+    def reserve(self, ends: IdArray) -> None:
+        """Make room for positions below ends [b]."""
+        needed = int((ends - self.bases).max())
+        if needed > self.capacity:
+            for buffer in self.buffers:
+                buffer.grow(-(-needed // STEP) * STEP)
+
+    def slide(self, row: int, first_needed: int) -> None:
+        """Drop what lies before position `first_needed` of `row`, in whole steps of SLIDE."""
+        base = max(0, first_needed) // SLIDE * SLIDE
+        if base > self.bases[row]:
+            for buffer in self.buffers:
+                buffer.shift(row, int(base - self.bases[row]))
+            self.bases[row] = base
+
+    def append(self, counts: IdArray) -> None:
+        """Count counts[r] more positions of each row as written."""
+        self.lengths += counts
+
+    def rewind(self, lengths: IdArray) -> None:
+        """Forget positions from lengths[r] on. Forward, or behind what has slid away, is an error of the caller."""
+        assert (lengths <= self.lengths).all(), "rewinding forward"
+        assert (lengths >= np.minimum(self.bases, self.lengths)).all(), "rewinding behind the buffers"
+        self.lengths[:] = lengths
+
+    def clear(self, row: int) -> None:
+        """Start `row` anew; what its slots hold is finite and masked until it is overwritten."""
+        self.lengths[row] = self.bases[row] = 0
+
+    def place(self, starts: IdArray, counts: IdArray, rows: int, limit: int) -> dict[str, IdArray]:
+        """position_ids [b, rows] and write_indices [b] of `rows` rows from position starts[r], counts[r] of them real.
+        Positions of padding are clipped below `limit`, the length of the rotary table."""
+        positions = starts[:, None] + np.arange(rows)
+        real = np.arange(rows) < counts[:, None]
+        return {
+            "position_ids": np.where(real, positions, np.minimum(positions, limit - 1)),
+            "write_indices": starts - self.bases,
+        }
+
+    def bias(self, starts: IdArray, counts: IdArray, rows: int, window: int | None) -> NDArray[np.float32]:
+        """attn_bias [b, 1, rows, C]: 0 where a row sees a slot, MASKED elsewhere. Window 3, one real row, one pad:
+
+            slot       0  1  2  3  4  5
+            row at 3   .  0  0  0  .  .
+            pad at 4   .  .  .  .  0  .     a pad sees its own slot only: an empty row would be undefined
+        """
+        slots = np.arange(self.capacity)
+        own = ((starts - self.bases)[:, None] + np.arange(rows))[:, :, None]  # slot of each row, [b, rows, 1]
+        reach = self.capacity + 1 if window is None else window
+        reach_of_row = np.where(np.arange(rows) < counts[:, None], reach, 1)[:, :, None]
+        seen = (slots <= own) & (slots > own - reach_of_row)
+        return np.where(seen, np.float32(0), np.float32(MASKED))[:, None]
+

@@ -1,0 +1,107 @@
+"""Runs a method over prompts until every text has ended; the one loop that the command line, tests and benchmarks use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+
+from bltcli.decoding.protocol import ByteModel, DecodingMethod
+from bltcli.decoding.rows import Rows
+from bltcli.decoding.stop import FinishReason, Output, Stop
+from bltcli.errors import UsageError
+from bltcli.sampling import FloatArray, Sampler
+from bltcli.stats import DecodeStats, Work
+from bltcli.vocab import IdArray, encode
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Bytes of one text, in order; the last chunk of a text carries the reason and may be empty."""
+
+    record: int
+    data: bytes
+    finish_reason: FinishReason | None
+
+
+class CountedModel(ByteModel, Protocol):
+    """A byte model whose passes are charged to `work` (see the counting engine)."""
+
+    prefill_rows: int  # most byte rows per text in one call
+    work: Work
+
+
+def generate(
+    model: CountedModel,
+    method: DecodingMethod,
+    prompts: Sequence[bytes],
+    *,
+    sampler: Sampler,
+    stop: Stop,
+    stats: DecodeStats,
+    records: Sequence[int] | None = None,
+) -> Iterator[Chunk]:
+    """Continue `prompts`, one per row of the model, yielding bytes as they are certain.
+
+    `records` number the texts for the noise of sampling (default 0, 1, ...). Counters and clocks go to `stats`, also
+    when the caller stops early. UsageError when a prompt leaves no room to generate.
+    """
+    began = perf_counter()
+    rows = Rows(model, sampler, stats, len(prompts))
+    outputs = [Output(stop) for _ in prompts]
+    numbers = list(range(len(prompts))) if records is None else list(records)
+    stats.prompt_bytes += sum(map(len, prompts))
+    try:
+        model.work = stats.prefill
+        for row, logits in enumerate(prefill(model, [encode(prompt) for prompt in prompts])):
+            rows.start(row, record=numbers[row], logits=logits, wanted=stop.max_bytes)
+        stats.prefill_s = perf_counter() - began
+        model.work = stats.decode
+        while True:
+            for row in np.flatnonzero(rows.active):
+                yield from _released(rows, outputs[row], int(row), numbers[row], began)
+            if not rows.active.any():
+                return
+            method.round(rows)
+    finally:
+        for row in np.flatnonzero(rows.active):
+            rows.finish(int(row))
+        stats.wall_s += perf_counter() - began
+
+
+def _released(rows: Rows, output: Output, row: int, record: int, began: float) -> Iterator[Chunk]:
+    """What is certain of one text after a round; closes the row at its end."""
+    data = output.add(rows.take(row))
+    if output.reason is None and rows.model.room[row] < 1:
+        data += output.end("context")
+    if output.reason is not None:
+        rows.finish(row)
+    if data or output.reason is not None:
+        stats = rows.stats
+        if data and not stats.ttfb_s:
+            stats.ttfb_s = perf_counter() - began
+        stats.new_bytes += len(data)
+        yield Chunk(record, data, output.reason)
+
+
+def prefill(model: CountedModel, prompts: Sequence[IdArray]) -> list[FloatArray]:
+    """Run whole prompts (ids with BOS) from empty texts, in calls of at most `prefill_rows` byte rows.
+
+    Returns the next-byte logits [260] of each prompt's last byte. One logical prompt, any number of calls: the values
+    do not depend on the split.
+    """
+    for row, ids in enumerate(prompts):
+        model.clear(row)
+        if len(ids) >= int(model.room[row]):
+            raise UsageError(f"the prompt has {len(ids) - 1} bytes, the model's context holds {int(model.room[row])}")
+    last: list[FloatArray] = [np.empty(0, np.float32)] * len(prompts)
+    for start in range(0, max(map(len, prompts), default=0), model.prefill_rows):
+        pieces = [ids[start : start + model.prefill_rows] for ids in prompts]
+        logits = model.extend(pieces)
+        for row, piece in enumerate(pieces):
+            if len(piece):
+                last[row] = logits[row, len(piece) - 1].copy()
+    return last

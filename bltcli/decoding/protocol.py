@@ -1,0 +1,59 @@
+"""What a method needs of a model, and what a driver needs of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from bltcli.decoding.rows import Rows
+from bltcli.sampling import FloatArray
+from bltcli.vocab import IdArray
+
+#: Chooses one id per row from logits [n, 260] for `rows` [n] at `positions` [n].
+Choose = Callable[[FloatArray, IdArray, IdArray], IdArray]
+
+
+class ByteModel(Protocol):
+    """A batch of texts held as state; row r of a call concerns text r. Empty ids leave a text alone.
+
+    lengths [b]: bytes of each text that were run through the graphs, BOS included.
+    """
+
+    @property
+    def lengths(self) -> IdArray: ...
+
+    @property
+    def patches(self) -> IdArray:
+        """Closed patches of each text, [b]."""
+        ...
+
+    @property
+    def room(self) -> IdArray:
+        """Bytes that each text can take for certain, [b]: its context ends in bytes, and in patches of one byte each."""
+        ...
+
+    def extend(self, ids: Sequence[IdArray]) -> FloatArray:
+        """Run `ids[r]` through all graphs after text r: next-byte logits, float32 [b, q, 260], padded on the right."""
+        ...
+
+    def draft(self, pending: IdArray, counts: IdArray, choose: Choose) -> list[IdArray]:
+        """counts[r] guessed bytes after pending[r], by the decoder alone on the last closed latent. Changes no text."""
+        ...
+
+    def rewind(self, lengths: IdArray) -> None:
+        """Forget everything after lengths[r] bytes of text r. Never forward."""
+        ...
+
+    def clear(self, row: int) -> None:
+        """Start text `row` anew, empty."""
+        ...
+
+
+class DecodingMethod(Protocol):
+    """One round of generation for every active row."""
+
+    name: str
+
+    def round(self, rows: Rows) -> None:
+        """Commit at least one byte to each active row."""
+        ...

@@ -1,0 +1,282 @@
+"""Patcher, encoder, global model and decoder over four engines: bytes in, next-byte logits out, for a batch of texts.
+
+Implements `ByteModel`. State is indexed by position and lives in the engines' buffers; the host keeps, per text, its
+ids, how many patches were closed up to each byte, and where each patch starts. Rewinding moves two lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bltcli.cache import KVCache
+from bltcli.config import ModelConfig
+from bltcli.decoding.protocol import Choose
+from bltcli.graphs import GraphName, GraphSpec
+from bltcli.ngrams import hash_rows
+from bltcli.patcher import closes_patch
+from bltcli.sampling import FloatArray
+from bltcli.stats import Work
+from bltcli.vocab import IdArray
+from bltcli_engines.counting import CountingEngine
+from bltcli_engines.protocol import Buffer, Engine, Runtime
+
+PREFILL_ROWS = 128
+MIN_PATCH_BYTES = 16  # unbounded patches: padded to powers of two from here on, see `_patch_bytes`
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Embedding tables that stay on the host, memory-mapped: rows are gathered per byte."""
+
+    byte: NDArray[Any]  # [260, h]
+    hashed: NDArray[Any]  # [hash rows, h]
+
+    def gather(self, ids: IdArray, rows: IdArray) -> FloatArray:
+        """Byte row plus hash rows, summed in table order in float32. ids [b, q], rows [b, q, tables] -> [b, q, h]."""
+        embeds = self.byte[ids].astype(np.float32)
+        for table in range(rows.shape[-1]):
+            embeds += self.hashed[rows[..., table]].astype(np.float32)
+        return embeds
+
+
+class Pipeline:
+    """A batch of texts over four engines."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        runtime: Runtime,
+        engines: Mapping[GraphName, Engine],
+        tables: Tables,
+        *,
+        rows: int = 1,
+        exact: bool = True,
+    ) -> None:
+        """`exact` keeps every call to a number of rows that makes values independent of the call; without it single
+        rows run unpadded: faster, and no promise that speculation equals plain decoding to the last bit."""
+        self.config, self.engine_name, self.tables, self.rows = config, runtime.name, tables, rows
+        self.row_multiple = runtime.row_multiple if exact else 1
+        self.prefill_rows = PREFILL_ROWS
+        self.work = Work()
+        self.engines = {name: CountingEngine(engine, lambda: self.work) for name, engine in engines.items()}
+        buffers = _bind(self.engines, runtime, rows)
+        on_patches = {id(b) for name, b in buffers["global"].items() if name != "states"}
+        every = {id(b): b for graph in buffers.values() for b in graph.values()}
+        self.byte_cache = KVCache([b for key, b in every.items() if key not in on_patches], rows)
+        self.patch_cache = KVCache([b for key, b in every.items() if key in on_patches], rows)
+        self._ids = np.zeros((rows, config.max_bytes), dtype=np.int64)
+        self._closed = np.zeros((rows, config.max_bytes), dtype=np.int64)  # patches closed up to and including a byte
+        self._starts = np.zeros((rows, config.global_model.max_positions + 1), dtype=np.int64)  # of patch m: the open one
+        self._encoded = np.zeros(rows, dtype=np.int64)  # byte states that are valid for the ids above
+
+    @property
+    def lengths(self) -> IdArray:
+        return self.byte_cache.lengths
+
+    @property
+    def patches(self) -> IdArray:
+        return self.patch_cache.lengths
+
+    @property
+    def room(self) -> IdArray:
+        bytes_left = self.config.max_bytes - self.lengths
+        return np.minimum(bytes_left, self.config.global_model.max_positions - self.patches)
+
+    def clear(self, row: int) -> None:
+        self.byte_cache.clear(row)
+        self.patch_cache.clear(row)
+        self._encoded[row] = 0
+
+    def rewind(self, lengths: IdArray) -> None:
+        self.byte_cache.rewind(lengths)
+        closed = self._closed[np.arange(self.rows), np.maximum(lengths - 1, 0)]
+        self.patch_cache.rewind(np.where(lengths > 0, closed, 0))
+        np.minimum(self._encoded, lengths, out=self._encoded)
+
+    def extend(self, ids: Sequence[IdArray]) -> FloatArray:
+        counts = np.array([len(row) for row in ids], dtype=np.int64)
+        assert counts.max() >= 1
+        assert (counts <= self.room).all(), "the context's end is the driver's business"
+        starts = self.lengths.copy()
+        rows = self._pad(int(counts.max()))
+        self._make_room(starts, counts + rows)
+        self._store(starts, ids)
+        place = self._place(starts, counts, rows, self.config.patcher.window)
+        padded = self._window(starts, rows)
+        entropy = self.engines["patcher"].run({"ids": padded, **place})["entropy"]
+        self._encode(starts + counts)
+        self._close_patches(starts, counts, entropy)
+        logits = self._decode(padded, starts, counts, rows, place)
+        self.byte_cache.append(counts)
+        return logits
+
+    def draft(self, pending: IdArray, counts: IdArray, choose: Choose) -> list[IdArray]:
+        longest = int(counts.max())
+        drafts = np.zeros((self.rows, longest), dtype=np.int64)
+        current = pending.copy()
+        if longest:
+            self._make_room(self.lengths, counts + self._pad(1))
+        lookup = self.config.decoder.input == "lookup"
+        latent = np.maximum(self.patches - 1, 0)[:, None]  # the last closed one, for every drafted byte
+        for step in range(longest):
+            live = counts > step
+            starts, one = self.lengths + np.minimum(step, counts), live.astype(np.int64)
+            self._store(starts, [current[row : row + 1] if live[row] else pending[:0] for row in range(self.rows)])
+            if not lookup:
+                self._encode(starts + one)
+            # drafted rows are run again by the verifying pass, so a single row needs no padding here
+            place = self._place(starts, one, 1, self.config.decoder.window)
+            logits = self._run_decoder(current[:, None], starts[:, None], latent, place)
+            chosen = choose(logits[live, 0], np.flatnonzero(live), starts[live] + 1)
+            drafts[live, step] = current[live] = chosen
+        return [drafts[row, : counts[row]] for row in range(self.rows)]
+
+    def _pad(self, rows: int) -> int:
+        return -(-rows // self.row_multiple) * self.row_multiple
+
+    def _make_room(self, starts: IdArray, counts: IdArray) -> None:
+        """Slide what no row needs any more, then hold counts[r] positions from starts[r] on."""
+        window = max(s.window or self.config.max_bytes for s in (self.config.patcher, self.config.encoder, self.config.decoder))
+        for row in range(self.rows):
+            open_patch = self._starts[row, self.patches[row]] if self.lengths[row] else 0
+            self.byte_cache.slide(row, min(int(starts[row]) - window + 1, int(open_patch)))
+        self.byte_cache.reserve(starts + counts)
+
+    def _store(self, starts: IdArray, ids: Sequence[IdArray]) -> None:
+        """Write ids; byte states stay valid up to the first id that changes."""
+        for row, new in enumerate(ids):
+            if len(new):
+                start = int(starts[row])
+                held = self._ids[row, start : start + len(new)]
+                changed = np.flatnonzero(held != new)
+                if changed.size:
+                    self._encoded[row] = min(int(self._encoded[row]), start + int(changed[0]))
+                held[:] = new
+
+    def _window(self, starts: IdArray, rows: int, before: int = 0) -> IdArray:
+        """Stored ids of positions starts[r] - before .. starts[r] + rows - 1, [b, before + rows]; whatever outside."""
+        index = np.clip(starts[:, None] + np.arange(-before, rows), 0, self.config.max_bytes - 1)
+        return np.take_along_axis(self._ids, index, axis=1)
+
+    def _place(self, starts: IdArray, counts: IdArray, rows: int, window: int | None) -> dict[str, Any]:
+        place: dict[str, Any] = self.byte_cache.place(starts, counts, rows, self.config.max_bytes)
+        place["attn_bias"] = self.byte_cache.bias(starts, counts, rows, window)
+        return place
+
+    def _encode(self, ends: IdArray) -> None:
+        """Bring byte states up to ends[r]; those a draft has computed already are kept."""
+        starts = np.minimum(self._encoded, ends)
+        counts = ends - starts
+        if not counts.any():
+            return
+        rows = self._pad(int(counts.max()))
+        self.byte_cache.reserve(starts + rows)
+        config = self.config.encoder
+        before = max(config.hash_group_sizes, default=1) - 1
+        place = self._place(starts, counts, rows, config.window)
+        index = hash_rows(self._window(starts, rows, before), starts[:, None] + np.arange(rows), config)
+        self.engines["encoder"].run({"embeds": self.tables.gather(self._window(starts, rows), index), **place})
+        self._encoded[:] = ends
+
+    def _close_patches(self, starts: IdArray, counts: IdArray, entropy: FloatArray) -> None:
+        """Decide which of the new bytes end a patch, and run the global model once over all patches that ended."""
+        patches: list[list[tuple[int, int]]] = []  # per row: first byte and length of each closed patch
+        for row in range(self.rows):
+            patches.append([])
+            start, count, closed = int(starts[row]), int(counts[row]), int(self.patches[row])
+            if not count:
+                continue
+            first = int(self._starts[row, closed]) if start else 0
+            ends = closes_patch(
+                entropy[row, :count], position=start, open_bytes=start - first, config=self.config.patcher
+            )
+            self._closed[row, start : start + count] = closed + np.cumsum(ends)
+            for end in (np.flatnonzero(ends) + start + 1).tolist():
+                patches[row].append((first, end - first))
+                first = end
+                closed += 1
+                self._starts[row, closed] = first
+            if not start:
+                self._starts[row, 0] = 0
+        if any(patches):
+            self._run_global(patches)
+
+    def _run_global(self, patches: list[list[tuple[int, int]]]) -> None:
+        counts = np.array([len(row) for row in patches], dtype=np.int64)
+        columns = self._pad(int(counts.max()))
+        longest = self._patch_bytes(max(length for row in patches for _, length in row))
+        first = np.repeat(self.byte_cache.bases[:, None], columns, axis=1)
+        length = np.ones((self.rows, columns), dtype=np.int64)  # a padding patch: one byte, written beyond the real ones
+        for row, closed in enumerate(patches):
+            for column, (start, size) in enumerate(closed):
+                first[row, column], length[row, column] = start, size
+        slots = (first - self.byte_cache.bases[:, None])[:, :, None]
+        cache, stack = self.patch_cache, self.config.global_model
+        starts = self.patches.copy()
+        cache.reserve(starts + columns)
+        self.engines["global"].run(
+            {
+                "patch_index": slots + np.minimum(np.arange(longest), length[:, :, None] - 1),
+                "patch_len": length,
+                **cache.place(starts, counts, columns, stack.max_positions),
+                "attn_bias": cache.bias(starts, counts, columns, stack.window),
+            }
+        )
+        cache.append(counts)
+
+    def _patch_bytes(self, longest: int) -> int:
+        """Padded patch length. Constant where patches are bounded; else a power of two, so that the sums over a patch
+        are grouped alike whichever other patches are in the call."""
+        bound = self.config.patcher.max_patch_length
+        return bound if bound is not None else max(MIN_PATCH_BYTES, 1 << (longest - 1).bit_length())
+
+    def _decode(
+        self, ids: IdArray, starts: IdArray, counts: IdArray, rows: int, place: dict[str, Any]
+    ) -> FloatArray:
+        positions = np.minimum(starts[:, None] + np.arange(rows), self.config.max_bytes - 1)
+        real = np.arange(rows) < counts[:, None]
+        closed = np.take_along_axis(self._closed, positions, axis=1)
+        latents = np.where(real, np.maximum(closed - 1, 0), 0)
+        if self.config.decoder.window != self.config.patcher.window:
+            place = self._place(starts, counts, rows, self.config.decoder.window)
+        return self._run_decoder(ids, starts[:, None] + np.arange(rows), latents, place)
+
+    def _run_decoder(self, ids: IdArray, positions: IdArray, latents: IdArray, place: dict[str, Any]) -> FloatArray:
+        if self.config.decoder.input == "lookup":
+            rows = {"ids": ids}
+        else:
+            rows = {"state_index": positions - self.byte_cache.bases[:, None]}
+        logits: FloatArray = self.engines["decoder"].run({**rows, "latent_index": latents, **place})["logits"]
+        return logits
+
+
+def _bind(
+    engines: Mapping[GraphName, CountingEngine], runtime: Runtime, rows: int
+) -> dict[GraphName, dict[str, Buffer]]:
+    """Make every state buffer and hand it to the engines that write or read it."""
+    made: dict[GraphName, dict[str, Buffer]] = {name: {} for name in engines}
+    shared: dict[str, Buffer] = {}
+    for name, engine in engines.items():
+        for past, present in engine.spec.state.items():
+            buffer = made[name][past] = runtime.buffer(_first_shape(engine.spec, past, rows), _dtype(engine.spec, past))
+            shared[present.removeprefix("present_")] = buffer
+    for name, engine in engines.items():
+        made[name] |= {s.name: shared[s.name] for s in engine.spec.inputs if s.name in ("states", "latents")}
+        engine.bind(made[name])
+    return made
+
+
+def _first_shape(spec: GraphSpec, name: str, rows: int) -> tuple[int, int, int, int]:
+    _, heads, _, width = next(s.shape for s in spec.inputs if s.name == name)
+    assert isinstance(heads, int)
+    assert isinstance(width, int)
+    return rows, heads, 0, width
+
+
+def _dtype(spec: GraphSpec, name: str) -> str:
+    return next(s.dtype for s in spec.inputs if s.name == name)

@@ -1,0 +1,83 @@
+"""From logits to a byte. The only random numbers in the program live here.
+
+One noise per position: every byte is argmax(log p + g), where p is the distribution after temperature, top-k, top-p and
+min-p, and g is Gumbel noise from a counter-based generator keyed by (seed, record, position). The Gumbel-max trick makes
+that an exact draw from p; the key makes the draw depend on nothing else, so a byte drafted, verified, batched, sharded
+or resumed comes out the same. Greedy decoding is zero noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bltcli.errors import UsageError
+from bltcli.vocab import EOS, NEVER_GENERATED, OUTPUT_IDS, IdArray
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How bytes are chosen. temperature 0 is greedy; ties go to the lowest id."""
+
+    temperature: float = 0.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise UsageError(f"--temperature is {self.temperature}; use 0 (greedy) or a positive number")
+        if self.top_k < 0:
+            raise UsageError(f"--top-k is {self.top_k}; use 0 (all) or a positive number")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"--top-p is {self.top_p}; use a number above 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise UsageError(f"--min-p is {self.min_p}; use a number from 0 to 1")
+        if not 0 <= self.seed < 2**64:
+            raise UsageError(f"--seed is {self.seed}; use a number from 0 to 2^64 - 1")
+
+    def choose(self, logits: FloatArray, records: IdArray, positions: IdArray) -> IdArray:
+        """The id for each row, int64 [n]. logits [n, 260]; records [n]; positions [n] of the bytes being chosen."""
+        allowed = logits.astype(np.float64)
+        allowed[:, NEVER_GENERATED] = -np.inf
+        if self.ignore_eos:
+            allowed[:, EOS] = -np.inf
+        if self.temperature == 0:
+            return allowed.argmax(axis=-1)
+        noise = np.stack([self.noise(int(r), int(p)) for r, p in zip(records, positions, strict=True)])
+        return (self.log_probabilities(allowed) + noise).argmax(axis=-1)
+
+    def log_probabilities(self, allowed: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Log of the distribution drawn from, float64 [n, 260], up to a constant per row; minus infinity where cut."""
+        scores = allowed / self.temperature
+        scores = scores - scores.max(axis=-1, keepdims=True)
+        cut = np.zeros(scores.shape, dtype=np.bool_)
+        order = np.argsort(-scores, axis=-1, kind="stable")
+        if self.top_k:
+            np.put_along_axis(cut, order[:, self.top_k :], True, axis=-1)
+        if self.top_p < 1:
+            p = np.exp(np.take_along_axis(np.where(cut, -np.inf, scores), order, axis=-1))
+            before = np.cumsum(p, axis=-1) - p  # probability of everything likelier
+            np.put_along_axis(
+                cut, order, np.take_along_axis(cut, order, -1) | (before >= self.top_p * p.sum(-1, keepdims=True)), -1
+            )
+        if self.min_p > 0:
+            cut |= scores < np.log(self.min_p)
+        cut[np.arange(len(cut)), order[:, 0]] = False
+        return np.where(cut, -np.inf, scores)
+
+    def noise(self, record: int, position: int) -> NDArray[np.float64]:
+        """Standard Gumbel noise, float64 [260], a function of (seed, record, position) alone.
+
+        Raw Philox words turned into uniforms by hand: NumPy promises the raw stream, not its distributions.
+        """
+        generator = np.random.Philox(key=np.array([self.seed, record], dtype=np.uint64), counter=position << 64)
+        words = generator.random_raw(OUTPUT_IDS)
+        uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+        return -np.log(-np.log(uniform))

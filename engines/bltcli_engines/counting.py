@@ -1,0 +1,35 @@
+"""The only place where passes and bytes are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from bltcli.graphs import GraphSpec
+from bltcli.stats import Work
+from bltcli_engines.protocol import Arrays, Buffer, Engine
+
+
+class CountingEngine:
+    """An engine that charges each run to the ledger that is open at that moment."""
+
+    def __init__(self, engine: Engine, ledger: Callable[[], Work]) -> None:
+        self.engine, self._ledger = engine, ledger
+
+    @property
+    def spec(self) -> GraphSpec:
+        return self.engine.spec
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.engine.weight_bytes
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.engine.kv_bytes
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> None:
+        self.engine.bind(buffers)
+
+    def run(self, feeds: Arrays) -> Arrays:
+        self._ledger().charge(self.spec.name, self.weight_bytes, self.kv_bytes)
+        return self.engine.run(feeds)

@@ -1,0 +1,164 @@
+"""ONNX Runtime on the CPU: bound inputs and outputs, state updated in place in NumPy memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from bltcli.errors import ModelError
+from bltcli.graphs import GraphSpec
+from bltcli_engines.protocol import Arrays, Buffer
+
+NUMPY_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
+MAX_BINDINGS = 64  # shapes kept per graph
+
+
+class OrtBuffer:
+    """State in NumPy memory that ONNX Runtime reads and writes directly."""
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: str) -> None:
+        self.generation = 0  # counts the arrays that stood behind this buffer
+        self._take(np.zeros(shape, dtype=NUMPY_DTYPES[dtype]))
+
+    def _take(self, array: NDArray[Any]) -> None:
+        self.array = array
+        self.value = ort.OrtValue.ortvalue_from_numpy(array)  # aliases `array`
+        self.generation += 1
+
+    @property
+    def capacity(self) -> int:
+        return int(self.array.shape[2])
+
+    @property
+    def nbytes(self) -> int:
+        return self.array.nbytes
+
+    def grow(self, capacity: int) -> None:
+        old = self.array
+        new = np.zeros((*old.shape[:2], capacity, old.shape[3]), dtype=old.dtype)
+        new[:, :, : old.shape[2]] = old
+        self._take(new)
+
+    def shift(self, row: int, slots: int) -> None:
+        kept = self.capacity - slots
+        self.array[row, :, :kept] = self.array[row, :, slots:].copy()
+
+    def numpy(self) -> NDArray[Any]:
+        return self.array
+
+
+class _Binding(NamedTuple):
+    """One set of shapes: arrays to write feeds into, arrays that results appear in."""
+
+    io: Any
+    feeds: dict[str, NDArray[Any]]
+    results: dict[str, NDArray[Any]]
+
+
+class OrtEngine:
+    """One graph in an ONNX Runtime session. Everything is bound once per shape; a run copies only the small inputs."""
+
+    def __init__(self, spec: GraphSpec, path: Path, weight_bytes: int, threads: int = 0) -> None:
+        self.spec, self.weight_bytes = spec, weight_bytes
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # TensorScatter warns on stderr per call while buffers are being bound
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # four sessions share the cores
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises its own unrelated types
+            raise ModelError(f"{path}: ONNX Runtime cannot load this graph: {_first_line(error)}") from error
+        _check_io(path, self.session, spec)
+        self._buffers: dict[str, OrtBuffer] = {}
+        self._bindings: OrderedDict[tuple[tuple[int, ...], ...], _Binding] = OrderedDict()
+        self._generation = 0
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> None:
+        for name, buffer in buffers.items():
+            assert isinstance(buffer, OrtBuffer)
+            self._buffers[name] = buffer
+        self._generation = 0
+
+    @property
+    def kv_bytes(self) -> int:
+        return sum(b.nbytes for name, b in self._buffers.items() if name.startswith("past_key_values"))
+
+    def run(self, feeds: Arrays) -> Arrays:
+        generation = sum(buffer.generation for buffer in self._buffers.values())
+        if generation != self._generation:  # a buffer grew: bindings point at the memory it had before
+            self._bindings.clear()
+            self._generation = generation
+        key = tuple(feeds[s.name].shape for s in self.spec.inputs if s.name not in self._buffers)
+        binding = self._bindings.get(key)
+        if binding is None:
+            binding = self._bindings[key] = self._bind_shapes(feeds)
+            if len(self._bindings) > MAX_BINDINGS:
+                self._bindings.popitem(last=False)
+        else:
+            self._bindings.move_to_end(key)
+        for name, array in binding.feeds.items():
+            np.copyto(array, feeds[name], casting="same_kind")
+        self.session.run_with_iobinding(binding.io)
+        return binding.results
+
+    def _bind_shapes(self, feeds: Arrays) -> _Binding:
+        io = self.session.io_binding()
+        state, sizes = self.spec.state, {}
+        own: dict[str, NDArray[Any]] = {}
+        for spec in self.spec.inputs:
+            if spec.name in self._buffers:
+                value = self._buffers[spec.name].value
+                if spec.name in state:
+                    io.bind_ortvalue_output(state[spec.name], value)
+            else:
+                own[spec.name] = np.empty(feeds[spec.name].shape, dtype=NUMPY_DTYPES[spec.dtype])
+                sizes.update(zip(spec.shape, own[spec.name].shape, strict=True))
+                value = ort.OrtValue.ortvalue_from_numpy(own[spec.name])
+            io.bind_ortvalue_input(spec.name, value)
+        results = {}
+        for spec in self.spec.outputs:
+            if spec.name not in state.values():
+                shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+                results[spec.name] = np.empty(shape, dtype=NUMPY_DTYPES[spec.dtype])
+                io.bind_ortvalue_output(spec.name, ort.OrtValue.ortvalue_from_numpy(results[spec.name]))
+        return _Binding(io, own, results)
+
+
+class OrtRuntime:
+    """ONNX Runtime on the CPU. Calls with an even number of rows, at least two, give each row the same value whatever
+    else is in the call; a single row takes other kernels."""
+
+    name = "ort-cpu"
+    row_multiple = 2
+
+    def buffer(self, shape: tuple[int, int, int, int], dtype: str) -> OrtBuffer:
+        return OrtBuffer(shape, dtype)
+
+
+def _check_io(path: Path, session: Any, spec: GraphSpec) -> None:
+    """The graph's own inputs and outputs against the contract."""
+    kinds = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
+    for what, values, specs in (
+        ("input", session.get_inputs(), spec.inputs),
+        ("output", session.get_outputs(), spec.outputs),
+    ):
+        found = {v.name: (kinds.get(v.type, v.type), tuple(v.shape)) for v in values}
+        for expected in specs:
+            if found.get(expected.name) != (expected.dtype, expected.shape):
+                raise ModelError(
+                    f"{path}: {what} {expected.name} is {found.get(expected.name)}, the model's configuration "
+                    f"needs {(expected.dtype, expected.shape)}; export the bundle again"
+                )
+        extra = sorted(set(found) - {s.name for s in specs})
+        if extra:
+            raise ModelError(f"{path}: unknown {what} {extra[0]}; export the bundle again")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,69 @@
+"""What the pipeline needs of an engine; knows no runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from bltcli.graphs import GraphSpec
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Buffer(Protocol):
+    """A state tensor [b, H, C, w] that lives where its runtime computes; zero at first, never non-finite."""
+
+    @property
+    def capacity(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def grow(self, capacity: int) -> None:
+        """Make room for `capacity` slots, keeping what is there."""
+        ...
+
+    def shift(self, row: int, slots: int) -> None:
+        """Move the contents of one row down by `slots`: slot i takes what slot i + slots held."""
+        ...
+
+    def numpy(self) -> NDArray[Any]:
+        """The contents, as a view or a copy."""
+        ...
+
+
+class Engine(Protocol):
+    """One graph, ready to run."""
+
+    @property
+    def spec(self) -> GraphSpec: ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that one run reads."""
+        ...
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> None:
+        """Take the buffers behind these inputs from now on; each past_* also receives the matching present_*."""
+        ...
+
+    def run(self, feeds: Arrays) -> Arrays:
+        """Run with the inputs that are not bound; the outputs that are not bound come back, valid until the next run
+        with the same shapes."""
+        ...
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of key/value buffers that one run reads at the present capacity."""
+        ...
+
+
+class Runtime(Protocol):
+    """A backend whose engines share buffers."""
+
+    name: str
+    row_multiple: int  # rows per call that make every row's value independent of the call (1: no such rule needed)
+
+    def buffer(self, shape: tuple[int, int, int, int], dtype: str) -> Buffer: ...

@@ -1,0 +1,108 @@
+"""PyTorch as an engine: the reference model behind the graphs' own inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bltcli.graphs import GraphSpec
+from bltcli.nn import Blt
+from bltcli.nn.layers import Cache, scatter
+from bltcli.nn.patcher import entropy_nats
+from bltcli_engines.protocol import Arrays, Buffer
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class TorchBuffer:
+    """State in a torch tensor."""
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: str) -> None:
+        self.tensor = torch.zeros(shape, dtype=DTYPES[dtype])
+
+    @property
+    def capacity(self) -> int:
+        return self.tensor.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+    def grow(self, capacity: int) -> None:
+        b, heads, old, width = self.tensor.shape
+        new = self.tensor.new_zeros(b, heads, capacity, width)
+        new[:, :, :old] = self.tensor
+        self.tensor = new
+
+    def shift(self, row: int, slots: int) -> None:
+        self.tensor[row, :, : self.capacity - slots] = self.tensor[row, :, slots:].clone()
+
+    def numpy(self) -> NDArray[Any]:
+        return self.tensor.float().numpy()
+
+
+class TorchEngine:
+    """One graph of a `Blt` model, with the I/O of its ONNX twin."""
+
+    def __init__(self, spec: GraphSpec, model: Blt) -> None:
+        self.spec, self.model = spec, model
+        module = {"global": "global_model"}.get(spec.name, spec.name)
+        self.weight_bytes = sum(
+            p.nbytes for name, p in model.named_parameters() if name.startswith(f"{module}.") and "embed" not in name
+        )
+        self.dtype = model.decoder.lm_head.weight.dtype
+        self._buffers: dict[str, TorchBuffer] = {}
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> None:
+        for name, buffer in buffers.items():
+            assert isinstance(buffer, TorchBuffer)
+            self._buffers[name] = buffer
+
+    @property
+    def kv_bytes(self) -> int:
+        return sum(b.nbytes for name, b in self._buffers.items() if name.startswith("past_key_values"))
+
+    @torch.inference_mode()
+    def run(self, feeds: Arrays) -> Arrays:
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
+        tensors |= {name: buffer.tensor for name, buffer in self._buffers.items()}
+        return {name: value.float().numpy() for name, value in self._outputs(tensors).items()}
+
+    def _outputs(self, t: dict[str, Tensor]) -> dict[str, Tensor]:
+        layers = sum(s.name.endswith(".key") for s in self.spec.inputs)
+        pairs = [(t[f"past_key_values.{i}.key"], t[f"past_key_values.{i}.value"]) for i in range(layers)]
+        cache = Cache(pairs, t["write_indices"])
+        bias = t["attn_bias"].to(pairs[0][0].dtype)
+        positions = t["position_ids"]
+        if self.spec.name == "patcher":
+            return {"entropy": entropy_nats(self.model.patcher(t["ids"], positions, bias, cache))}
+        if self.spec.name == "encoder":
+            states = self.model.encoder(t["embeds"].to(self.dtype), positions, bias, cache)
+            scatter(t["past_states"], states[:, None], t["write_indices"])
+            return {}
+        if self.spec.name == "global":
+            latents = self.model.global_model(
+                t["states"][:, 0], t["patch_index"], t["patch_len"], positions, bias, cache
+            )
+            scatter(t["past_latents"], latents[:, None], t["write_indices"])
+            return {}
+        rows = torch.arange(len(positions))[:, None]
+        latents = t["latents"][:, 0][rows, t["latent_index"]]
+        index = torch.arange(positions.shape[1]).expand(positions.shape)
+        x = t["ids"] if self.model.decoder.lookup else t["states"][:, 0][rows, t["state_index"]]
+        return {"logits": self.model.decoder(x, latents, index, positions, bias, cache)}
+
+
+class TorchRuntime:
+    """PyTorch on the CPU: no promise that a row's value is bitwise independent of its call."""
+
+    name = "torch"
+    row_multiple = 1
+
+    def buffer(self, shape: tuple[int, int, int, int], dtype: str) -> TorchBuffer:
+        return TorchBuffer(shape, dtype)

@@ -1,0 +1,126 @@
+"""A thin hand on onnx-ir: ops, constants, weights that are read only when they are written. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir import tape
+
+from bltcli.graphs import GraphSpec, TensorSpec
+
+OPSET = 24  # RMSNormalization and RotaryEmbedding of 23, TensorScatter of 24
+IR_VERSION = 12
+
+NUMPY_DTYPES: dict[str, Any] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "int64": np.int64,
+}
+_IR_DTYPES = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "int64": ir.DataType.INT64,
+}
+
+
+class Source(Protocol):
+    """One tensor of a checkpoint (`bltcli.checkpoint.Weight`)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def numpy(self) -> NDArray[Any]: ...
+
+
+class Builder:
+    """Builds one graph in one dtype."""
+
+    def __init__(self, spec: GraphSpec, dtype: str, weights: Mapping[str, Source], round_to: str | None = None) -> None:
+        """`round_to` rounds every weight through another dtype first (the fp32 twin of a bf16 graph)."""
+        self.spec, self.dtype, self.weights, self.round_to = spec, dtype, weights, round_to
+        self.tape = tape.Tape()
+        self.inputs = {s.name: _value(s) for s in spec.inputs}
+        self.outputs: dict[str, ir.Value] = {}
+        self.parameters = 0
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+
+    def op(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        return self.tape.op(op_type, list(inputs), attributes or None)
+
+    def split(self, value: ir.Value, sizes: Sequence[int]) -> Sequence[ir.Value]:
+        """Split the last axis."""
+        return self.tape.op_multi_out(
+            "Split", [value, self.ints(*sizes)], {"axis": -1}, num_outputs=len(sizes)
+        )
+
+    def ints(self, *values: int) -> ir.Value:
+        """A one-dimensional int64 constant."""
+        return self.constant(np.array(values, dtype=np.int64))
+
+    def number(self, value: float) -> ir.Value:
+        """A scalar constant in the graph's dtype."""
+        return self.constant(np.array(value, dtype=NUMPY_DTYPES[self.dtype]))
+
+    def constant(self, array: NDArray[Any]) -> ir.Value:
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self._constants:
+            name = f"constant_{len(self._constants)}"
+            self._constants[key] = self.tape.initializer(ir.tensor(array, name=name), name=name)
+        return self._constants[key]
+
+    def weight(self, *names: str) -> ir.Value:
+        """Linear weights [outputs, inputs], transposed to [inputs, outputs] and joined along the outputs."""
+        sources = [self.weights[name] for name in names]
+        shape = (sources[0].shape[1], sum(s.shape[0] for s in sources))
+        return self._lazy("+".join(names), shape, lambda: np.concatenate([self._read(s).T for s in sources], axis=1))
+
+    def raw(self, name: str) -> ir.Value:
+        """A weight as it is stored: norms and embedding tables."""
+        source = self.weights[name]
+        return self._lazy(name, source.shape, lambda: self._read(source))
+
+    def reshape(self, value: ir.Value, *shape: int) -> ir.Value:
+        """0 keeps an axis, -1 takes the rest."""
+        return self.op("Reshape", value, self.ints(*shape))
+
+    def output(self, name: str, value: ir.Value) -> None:
+        spec = next(s for s in self.spec.outputs if s.name == name)
+        value.name, value.type, value.shape = name, ir.TensorType(_IR_DTYPES[spec.dtype]), ir.Shape(spec.shape)
+        self.outputs[name] = value
+
+    def model(self) -> ir.Model:
+        graph = ir.Graph(
+            list(self.inputs.values()),
+            [self.outputs[s.name] for s in self.spec.outputs],
+            nodes=self.tape.nodes,
+            initializers=self.tape.initializers,
+            opset_imports={"": OPSET},
+            name=self.spec.name,
+        )
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="bltcli")
+
+    def _read(self, source: Source) -> NDArray[Any]:
+        array = source.numpy()
+        if self.round_to is not None:
+            array = array.astype(NUMPY_DTYPES[self.round_to])
+        return array.astype(NUMPY_DTYPES[self.dtype], copy=False)
+
+    def _lazy(self, name: str, shape: tuple[int, ...], read: Callable[[], NDArray[Any]]) -> ir.Value:
+        self.parameters += int(np.prod(shape))
+        tensor = ir.LazyTensor(
+            lambda: ir.tensor(np.ascontiguousarray(read()), name=name),
+            dtype=_IR_DTYPES[self.dtype],
+            shape=ir.Shape(shape),
+            name=name,
+        )
+        return self.tape.initializer(tensor, name=name)
+
+
+def _value(spec: TensorSpec) -> ir.Value:
+    return ir.Value(name=spec.name, type=ir.TensorType(_IR_DTYPES[spec.dtype]), shape=ir.Shape(spec.shape))
