@@ -1,0 +1,5 @@
+"""`python -m bltcli`."""
+
+from bltcli.cli import main
+
+main()

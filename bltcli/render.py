@@ -1,0 +1,129 @@
+"""What people read: notices, statistics and progress on stderr, tables as plain text. Model text never passes here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from bltcli import settings, streams
+
+PLAIN_SECONDS = 1.0  # between progress lines where no terminal can redraw one
+
+
+def notice(line: str) -> None:
+    """A line on stderr, unless --quiet."""
+    if settings.verbosity() >= 0:
+        streams.complain(line)
+
+
+def detail(line: str) -> None:
+    """A line on stderr with --verbose."""
+    if settings.verbosity() > 0:
+        streams.complain(line)
+
+
+def colours(stream: object) -> bool:
+    """Whether to colour what goes to `stream`."""
+    return streams.is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, left-aligned, two spaces between them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def size(count: float) -> str:
+    """`count` bytes in the largest decimal unit that keeps it above 1."""
+    for unit in ("B", "kB", "MB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def statistics(s: dict[str, Any]) -> str:
+    """The --stats block, from the --stats-json object."""
+
+    def passes(nfe: dict[str, int]) -> str:
+        return ", ".join(f"{graph} {count}" for graph, count in nfe.items())
+
+    end = f"ended by {s['finish_reason']}" if s["finish_reason"] else "not finished"
+    rows = [
+        ("generated", f"{s['new_bytes']} bytes in {s['wall_s']:.2f} s ({s['bytes_per_s']:.1f} bytes/s), {end}"),
+        ("prompt", f"{s['prompt_bytes']} bytes in {s['prefill_s']:.2f} s; first byte after {s['ttfb_s']:.2f} s"),
+    ]
+    if s["rounds"]:
+        drafts = f"; {s['accepted']} of {s['drafted']} drafted bytes kept" if s["drafted"] else ""
+        rate = f" ({s['acceptance_rate']:.0%})" if s["drafted"] else ""
+        rows.append(("rounds", f"{s['rounds']}, {s['bytes_per_round']:.2f} bytes each{drafts}{rate}"))
+    if s["patches"]:
+        rows.append(("patches", f"{s['patches']}, {s['bytes_per_patch']:.2f} bytes each"))
+    memory = f", peak memory {size(s['peak_rss_bytes'])}" if s["peak_rss_bytes"] else ""
+    k = f" k={s['k']}" if s["k"] is not None else ""
+    rows += [
+        ("passes", f"{passes(s['nfe'])} (prompt: {passes(s['prefill_nfe'])})"),
+        ("read", f"{size(s['weight_bytes_read'])} of weights, {size(s['kv_bytes_read'])} of caches; "
+                 f"paper's formula {s['paper_gb']:.3f} GB"),
+        ("with", f"{s['method']}{k}, {s['engine']}, {s['precision']}, seed {s['seed']}{memory}"),
+    ]  # fmt: skip
+    return table(rows)
+
+
+def peak_rss_bytes() -> int | None:
+    """The most memory this process held; None where the platform does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def progress(total: int, wanted: bool | None) -> Iterator[Callable[[int], None]]:
+    """Yields a function that is told the bytes generated so far.
+
+    By default a bar, only where stderr is a terminal and stdout is none (the text itself shows the progress there).
+    `wanted` True asks for it in a log too, as plain lines; False turns it off.
+    """
+    on_terminal = streams.is_terminal(sys.stderr)
+    if wanted is False or settings.verbosity() < 0 or streams.is_terminal(sys.stdout):
+        yield lambda _: None
+    elif on_terminal:
+        with _bar(total) as advance:
+            yield advance
+    elif wanted:
+        yield _lines(total)
+    else:
+        yield lambda _: None
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.completed}/{task.total} bytes"), BarColumn(), TimeElapsedColumn()
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task("", total=total)
+    with bar:
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _lines(total: int) -> Callable[[int], None]:
+    from time import monotonic
+
+    due = monotonic()
+
+    def advance(done: int) -> None:
+        nonlocal due
+        if monotonic() >= due:
+            due = monotonic() + PLAIN_SECONDS
+            streams.complain(f"{done} of at most {total} bytes")
+
+    return advance
