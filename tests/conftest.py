@@ -1,0 +1,38 @@
+"""Fixtures that several test files share: tiny Hugging Face checkpoints, made once per session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    import torch
+    import transformers
+
+    torch.set_num_threads(2)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """form ("1b", "7b" or "gqa") -> folder of a tiny calibrated Hugging Face checkpoint; read it, never change it."""
+    from helpers import save_tiny_hf
+
+    folders: dict[str, Path] = {}
+
+    def folder(form: str) -> Path:
+        if form not in folders:
+            folders[form] = save_tiny_hf(tmp_path_factory.mktemp(f"hf-{form}") / "model", form, seed=0)
+        return folders[form]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hf_checkpoint(request: pytest.FixtureRequest, hf_folder: Callable[[str], Path]) -> Path:
+    """Folder of a tiny checkpoint; "1b" unless `@pytest.mark.parametrize("hf_checkpoint", ["7b"], indirect=True)`."""
+    return hf_folder(getattr(request, "param", "1b"))
