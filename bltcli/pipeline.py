@@ -7,41 +7,28 @@ ids, how many patches were closed up to each byte, and where each patch starts. 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bltcli.bundle import Bundle
 from bltcli.cache import KVCache
 from bltcli.config import ModelConfig
 from bltcli.decoding.protocol import Choose
-from bltcli.graphs import GraphName, GraphSpec
+from bltcli.embeddings import Tables
+from bltcli.errors import UsageError
+from bltcli.graphs import GraphName
 from bltcli.ngrams import hash_rows
 from bltcli.patcher import closes_patch
 from bltcli.sampling import FloatArray
 from bltcli.stats import Work
 from bltcli.vocab import IdArray
 from bltcli_engines.counting import CountingEngine
-from bltcli_engines.protocol import Buffer, Engine, Runtime
+from bltcli_engines.protocol import Engine, Runtime
+from bltcli_engines.state import bind_state
 
 PREFILL_ROWS = 128
 MIN_PATCH_BYTES = 16  # unbounded patches: padded to powers of two from here on, see `_patch_bytes`
-
-
-@dataclass(frozen=True)
-class Tables:
-    """Embedding tables that stay on the host, memory-mapped: rows are gathered per byte."""
-
-    byte: NDArray[Any]  # [260, h]
-    hashed: NDArray[Any]  # [hash rows, h]
-
-    def gather(self, ids: IdArray, rows: IdArray) -> FloatArray:
-        """Byte row plus hash rows, summed in table order in float32. ids [b, q], rows [b, q, tables] -> [b, q, h]."""
-        embeds = self.byte[ids].astype(np.float32)
-        for table in range(rows.shape[-1]):
-            embeds += self.hashed[rows[..., table]].astype(np.float32)
-        return embeds
 
 
 class Pipeline:
@@ -64,11 +51,8 @@ class Pipeline:
         self.prefill_rows = PREFILL_ROWS
         self.work = Work()
         self.engines = {name: CountingEngine(engine, lambda: self.work) for name, engine in engines.items()}
-        buffers = _bind(self.engines, runtime, rows)
-        on_patches = {id(b) for name, b in buffers["global"].items() if name != "states"}
-        every = {id(b): b for graph in buffers.values() for b in graph.values()}
-        self.byte_cache = KVCache([b for key, b in every.items() if key not in on_patches], rows)
-        self.patch_cache = KVCache([b for key, b in every.items() if key in on_patches], rows)
+        byte_buffers, patch_buffers = bind_state(self.engines, runtime, rows)
+        self.byte_cache, self.patch_cache = KVCache(byte_buffers, rows), KVCache(patch_buffers, rows)
         self._ids = np.zeros((rows, config.max_bytes), dtype=np.int64)
         self._closed = np.zeros((rows, config.max_bytes), dtype=np.int64)  # patches closed up to and including a byte
         self._starts = np.zeros((rows, config.global_model.max_positions + 1), dtype=np.int64)  # of patch m: the open one
@@ -255,28 +239,21 @@ class Pipeline:
         return logits
 
 
-def _bind(
-    engines: Mapping[GraphName, CountingEngine], runtime: Runtime, rows: int
-) -> dict[GraphName, dict[str, Buffer]]:
-    """Make every state buffer and hand it to the engines that write or read it."""
-    made: dict[GraphName, dict[str, Buffer]] = {name: {} for name in engines}
-    shared: dict[str, Buffer] = {}
-    for name, engine in engines.items():
-        for past, present in engine.spec.state.items():
-            buffer = made[name][past] = runtime.buffer(_first_shape(engine.spec, past, rows), _dtype(engine.spec, past))
-            shared[present.removeprefix("present_")] = buffer
-    for name, engine in engines.items():
-        made[name] |= {s.name: shared[s.name] for s in engine.spec.inputs if s.name in ("states", "latents")}
-        engine.bind(made[name])
-    return made
 
+def open_model(
+    bundle: Bundle, *, engine: str = "auto", rows: int = 1, threads: int = 0, exact: bool = True
+) -> Pipeline:
+    """A pipeline of `rows` texts over a bundle. Engines: ort-cpu (auto takes it), torch. `threads` 0: all cores.
+    ModelError when the engine cannot run this bundle; an explicit choice never falls back."""
+    runtime: Runtime
+    if engine in ("auto", "ort-cpu"):
+        from bltcli_engines.onnxruntime_engine import open_onnxruntime
 
-def _first_shape(spec: GraphSpec, name: str, rows: int) -> tuple[int, int, int, int]:
-    _, heads, _, width = next(s.shape for s in spec.inputs if s.name == name)
-    assert isinstance(heads, int)
-    assert isinstance(width, int)
-    return rows, heads, 0, width
+        runtime, engines = open_onnxruntime(bundle.specs, bundle.graph_paths, bundle.weight_bytes, threads)
+    elif engine == "torch":
+        from bltcli_engines.torch_engine import open_torch
 
-
-def _dtype(spec: GraphSpec, name: str) -> str:
-    return next(s.dtype for s in spec.inputs if s.name == name)
+        runtime, engines = open_torch(bundle.config, bundle.specs, bundle.graph_paths, threads)
+    else:
+        raise UsageError(f"--engine is {engine}; use auto, ort-cpu or torch")
+    return Pipeline(bundle.config, runtime, engines, bundle.tables(), rows=rows, exact=exact)

@@ -12,8 +12,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bltcli.errors import ModelError
-from bltcli.graphs import GraphSpec
-from bltcli_engines.protocol import Arrays, Buffer
+from bltcli.graphs import GraphName, GraphSpec
+from bltcli_engines.protocol import Arrays, Buffer, Engine
 
 NUMPY_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
 MAX_BINDINGS = 64  # shapes kept per graph
@@ -139,6 +139,18 @@ class OrtRuntime:
 
     def buffer(self, shape: tuple[int, int, int, int], dtype: str) -> OrtBuffer:
         return OrtBuffer(shape, dtype)
+
+
+def open_onnxruntime(
+    specs: Mapping[GraphName, GraphSpec], paths: Mapping[GraphName, Path], weight_bytes: Mapping[GraphName, int], threads: int = 0
+) -> tuple[OrtRuntime, dict[GraphName, Engine]]:
+    """All graphs in ONNX Runtime on the CPU. ModelError for bfloat16 graphs, which its CPU kernels cannot multiply."""
+    if any(t.dtype == "bfloat16" for spec in specs.values() for t in spec.inputs):
+        raise ModelError("ONNX Runtime's CPU has no bfloat16 kernels; export with --precision fp32 or fp16")
+    engines: dict[GraphName, Engine] = {
+        name: OrtEngine(spec, paths[name], weight_bytes[name], threads) for name, spec in specs.items()
+    }
+    return OrtRuntime(), engines
 
 
 def _check_io(path: Path, session: Any, spec: GraphSpec) -> None:

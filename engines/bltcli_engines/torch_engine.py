@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bltcli.graphs import GraphSpec
+from bltcli.config import ModelConfig
+from bltcli.graphs import GraphName, GraphSpec
 from bltcli.nn import Blt
 from bltcli.nn.layers import Cache, scatter
 from bltcli.nn.patcher import entropy_nats
-from bltcli_engines.protocol import Arrays, Buffer
+from bltcli_engines.onnx_weights import read_weights
+from bltcli_engines.protocol import Arrays, Buffer, Engine
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -106,3 +109,24 @@ class TorchRuntime:
 
     def buffer(self, shape: tuple[int, int, int, int], dtype: str) -> TorchBuffer:
         return TorchBuffer(shape, dtype)
+
+
+def open_torch(
+    config: ModelConfig, specs: Mapping[GraphName, GraphSpec], paths: Mapping[GraphName, Path], threads: int = 0
+) -> tuple[TorchRuntime, dict[GraphName, Engine]]:
+    """All graphs as torch modules, with the weights that lie in the ONNX files."""
+    if threads:
+        torch.set_num_threads(threads)
+    with torch.device("meta"):
+        model = Blt(config)
+    state = {}
+    for name, array in read_weights(config, paths).items():
+        bits = array.view(np.int16) if array.dtype.name == "bfloat16" else array
+        tensor = torch.from_numpy(np.ascontiguousarray(bits))
+        state[name] = tensor.view(torch.bfloat16) if array.dtype.name == "bfloat16" else tensor
+    unused = {"encoder.embed_tokens.weight", "encoder.hash_embedding.weight"}  # gathered on the host
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    assert not unexpected
+    assert set(missing) == unused
+    engines: dict[GraphName, Engine] = {name: TorchEngine(spec, model.eval()) for name, spec in specs.items()}
+    return TorchRuntime(), engines

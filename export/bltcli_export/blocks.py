@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from bltcli.checkpoint.weights import DTYPES
 from bltcli.config import StackConfig
 from bltcli.graphs import present_name
-from bltcli_export.builder import NUMPY_DTYPES, Builder
+from bltcli_export.builder import Builder
 
 
 def rms_norm(g: Builder, x: ir.Value, weight: str, eps: float) -> ir.Value:
@@ -20,7 +21,7 @@ def rope_tables(g: Builder, config: StackConfig, positions: int) -> tuple[ir.Val
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     frequencies = (np.float32(1) / np.float32(config.rope_theta) ** exponents).astype(np.float32)
     angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
-    dtype = NUMPY_DTYPES[g.dtype]
+    dtype = DTYPES[g.dtype]
     return g.constant(np.cos(angles).astype(dtype)), g.constant(np.sin(angles).astype(dtype))
 
 

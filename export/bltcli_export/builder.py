@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir import tape
 
+from bltcli.checkpoint.weights import DTYPES
 from bltcli.graphs import GraphSpec, TensorSpec
 
 OPSET = 24  # RMSNormalization and RotaryEmbedding of 23, TensorScatter of 24
 IR_VERSION = 12
 
-NUMPY_DTYPES: dict[str, Any] = {
-    "float32": np.float32,
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
-    "int64": np.int64,
-}
 _IR_DTYPES = {
     "float32": ir.DataType.FLOAT,
     "float16": ir.DataType.FLOAT16,
@@ -65,7 +59,7 @@ class Builder:
 
     def number(self, value: float) -> ir.Value:
         """A scalar constant in the graph's dtype."""
-        return self.constant(np.array(value, dtype=NUMPY_DTYPES[self.dtype]))
+        return self.constant(np.array(value, dtype=DTYPES[self.dtype]))
 
     def constant(self, array: NDArray[Any]) -> ir.Value:
         key = (str(array.dtype), array.shape, array.tobytes())
@@ -108,8 +102,8 @@ class Builder:
     def _read(self, source: Source) -> NDArray[Any]:
         array = source.numpy()
         if self.round_to is not None:
-            array = array.astype(NUMPY_DTYPES[self.round_to])
-        return array.astype(NUMPY_DTYPES[self.dtype], copy=False)
+            array = array.astype(DTYPES[self.round_to])
+        return array.astype(DTYPES[self.dtype], copy=False)
 
     def _lazy(self, name: str, shape: tuple[int, ...], read: Callable[[], NDArray[Any]]) -> ir.Value:
         self.parameters += int(np.prod(shape))

@@ -1,0 +1,62 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_folder(out: Path, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its place when the block ends well, and vanishes when it does not.
+
+    An existing `out` is replaced only if it is empty or `replaceable(out)`; FileExistsError otherwise. Two processes
+    may do this at once: each result is whole, the last one stays.
+    """
+    _check(out, replaceable)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.parent / f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
+    temporary.mkdir()
+    try:
+        yield temporary
+        _check(out, replaceable)
+        _swap(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` through a temporary file beside it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check(out: Path, replaceable: Callable[[Path], bool]) -> None:
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or replaceable(out))):
+        raise FileExistsError(out)
+
+
+def _swap(new: Path, out: Path) -> None:
+    """Rename `new` to `out`; what stood there moves away first, as a folder with contents cannot be renamed over."""
+    while True:
+        try:
+            new.rename(out)
+        except OSError:
+            if not out.exists():
+                raise
+        else:
+            return
+        old = out.with_name(f".{out.name}.{secrets.token_hex(4)}.old")
+        try:
+            out.rename(old)
+        except FileNotFoundError:  # another process moved it away first
+            continue
+        shutil.rmtree(old, ignore_errors=True)

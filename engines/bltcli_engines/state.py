@@ -1,0 +1,37 @@
+"""Makes the state buffers of a set of engines and hands them out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bltcli.graphs import GraphName, GraphSpec
+from bltcli_engines.protocol import Buffer, Engine, Runtime
+
+
+def bind_state(engines: Mapping[GraphName, Engine], runtime: Runtime, rows: int) -> tuple[list[Buffer], list[Buffer]]:
+    """Bind every state input of `engines` to a new buffer for `rows` texts, with no slots yet.
+
+    `present_X` of one graph and the input `X` of another are one buffer. Returns the buffers along the byte axis and
+    those along the patch axis.
+    """
+    by_axis: dict[str, list[Buffer]] = {"slots": [], "patch_slots": []}
+    shared: dict[str, Buffer] = {}
+    bound: dict[GraphName, dict[str, Buffer]] = {}
+    for name, engine in engines.items():
+        bound[name] = {}
+        for past, present in engine.spec.state.items():
+            buffer, axis = _make(engine.spec, past, runtime, rows)
+            bound[name][past] = shared[present.removeprefix("present_")] = buffer
+            by_axis[axis].append(buffer)
+    for name, engine in engines.items():
+        engine.bind(bound[name] | {s.name: shared[s.name] for s in engine.spec.inputs if s.name in ("states", "latents")})
+    return by_axis["slots"], by_axis["patch_slots"]
+
+
+def _make(spec: GraphSpec, name: str, runtime: Runtime, rows: int) -> tuple[Buffer, str]:
+    tensor = next(s for s in spec.inputs if s.name == name)
+    _, heads, axis, width = tensor.shape
+    assert isinstance(heads, int)
+    assert isinstance(width, int)
+    assert isinstance(axis, str)
+    return runtime.buffer((rows, heads, 0, width), tensor.dtype), axis

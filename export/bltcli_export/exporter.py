@@ -1,0 +1,207 @@
+"""Checkpoint -> bundle: writes the graphs, the host tables and the manifest, and fails when a graph is not the model."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from bltcli import __version__
+from bltcli.atomic import atomic_folder
+from bltcli.bundle import (
+    FORMAT,
+    FORMAT_VERSION,
+    GOLDEN,
+    MANIFEST,
+    TABLES,
+    is_bundle,
+    open_bundle,
+    sha256_of,
+    tensor_entry,
+)
+from bltcli.checkpoint import Checkpoint, Weight
+from bltcli.checkpoint.names import expected_shapes
+from bltcli.checkpoint.safetensors_map import Stream, write_safetensors
+from bltcli.checkpoint.weights import DTYPES
+from bltcli.errors import ModelError, UsageError
+from bltcli.graphs import DTYPES as GRAPH_DTYPES
+from bltcli.graphs import GRAPHS, Precision
+from bltcli_export.builder import IR_VERSION, OPSET, Builder
+from bltcli_export.graphs import build_graph
+from bltcli_export.parity import Parity, check_parity
+
+#: Counts changes of the graphs for the same checkpoint, so that cached bundles of an older program are not taken.
+EXPORT_VERSION = 1
+HOST_TABLES = {"byte": "encoder.embed_tokens.weight", "hashed": "encoder.hash_embedding.weight"}
+
+
+class Component(NamedTuple):
+    """One row of a dry run."""
+
+    name: str
+    parameters: int
+    bytes: int
+
+
+def dry_run(checkpoint: Checkpoint, precision: Precision) -> list[Component]:
+    """What a bundle of `checkpoint` will hold, without writing it."""
+    rows = []
+    for name in GRAPHS:
+        g = build_graph(name, checkpoint.config, checkpoint.weights, precision)
+        rows.append(Component(name, g.parameters, weight_bytes(g)))
+    for table, source in HOST_TABLES.items():
+        weight = checkpoint.weights[source]
+        itemsize = table_dtype(weight, precision).itemsize
+        count = int(np.prod(weight.shape))
+        rows.append(Component(f"{table} table", count, count * itemsize))
+    return rows
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    precision: Precision,
+    check: bool = True,
+    notice: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Write a bundle to `out`, atomically. `check` holds every graph against the torch model, or against the golden
+    outputs that lie in the checkpoint; a difference beyond the tolerance raises ModelError and leaves nothing."""
+    needed = sum(row.bytes for row in dry_run(checkpoint, precision))
+    try:
+        with atomic_folder(out, is_bundle) as folder:
+            free = shutil.disk_usage(folder).free
+            if free < needed * 1.05:
+                raise ModelError(f"{out.parent} has {free:,} bytes free, the bundle needs {needed:,}; free some space")
+            _write(checkpoint, folder, precision, check, notice)
+    except FileExistsError:
+        raise UsageError(f"{out} exists and is no bundle; choose another folder") from None
+    except OSError as error:
+        raise ModelError(f"{out}: cannot write the bundle: {error.strerror or error}") from error
+    return out
+
+
+def _write(
+    checkpoint: Checkpoint, folder: Path, precision: Precision, check: bool, notice: Callable[[str], None]
+) -> None:
+    graphs: dict[str, Any] = {}
+    for name in GRAPHS:
+        notice(f"writing {name}.onnx")
+        g = build_graph(name, checkpoint.config, checkpoint.weights, precision)
+        save_graph(g, folder / f"{name}.onnx")
+        graphs[name] = {
+            "file": f"{name}.onnx",
+            "parameters": g.parameters,
+            "weight_bytes": weight_bytes(g),
+            "inputs": [tensor_entry(t) for t in g.spec.inputs],
+            "outputs": [tensor_entry(t) for t in g.spec.outputs],
+        }
+    notice(f"writing {TABLES}")
+    write_tables(checkpoint, folder / TABLES, precision)
+    golden = checkpoint.path / GOLDEN
+    if golden.is_file():
+        shutil.copyfile(golden, folder / GOLDEN)
+    write_manifest(folder, checkpoint, precision, graphs, None)
+    if check:
+        notice("checking the graphs against the model")
+        write_manifest(folder, checkpoint, precision, graphs, _check(checkpoint, folder, precision))
+
+
+def _check(checkpoint: Checkpoint, folder: Path, precision: Precision) -> Parity:
+    """Run the parity gate on what was written; for bfloat16, which ONNX Runtime's CPU cannot multiply, on the float32
+    twin with the same rounded weights."""
+    if precision != "bf16":
+        return check_parity(open_bundle(folder), checkpoint)
+    with tempfile.TemporaryDirectory() as name:
+        twin = Path(name)
+        for graph in GRAPHS:
+            g = build_graph(graph, checkpoint.config, checkpoint.weights, "fp32", round_to="bfloat16")
+            save_graph(g, twin / f"{graph}.onnx")
+        shutil.copyfile(folder / TABLES, twin / TABLES)
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        graphs = manifest["graphs"]
+        for graph, spec in open_bundle(folder).specs.items():
+            as_float = [
+                [{**tensor_entry(t), "dtype": "float32" if t.dtype == "bfloat16" else t.dtype} for t in side]
+                for side in (spec.inputs, spec.outputs)
+            ]
+            graphs[graph] = {**graphs[graph], "inputs": as_float[0], "outputs": as_float[1]}
+        write_manifest(twin, checkpoint, "fp32", graphs, None)
+        return check_parity(open_bundle(twin), checkpoint, rounded_to="bfloat16")
+
+
+def save_graph(g: Builder, path: Path) -> None:
+    """The graph and, beside it, its weights as external data, read and written one tensor at a time."""
+    ir.save(g.model(), str(path), external_data=f"{path.name}.data", size_threshold_bytes=1024)
+
+
+def weight_bytes(g: Builder) -> int:
+    """Bytes of weights one run reads; of an embedding table only single rows are read."""
+    size: int = sum(
+        value.const_value.nbytes
+        for value in g.tape.initializers
+        if value.const_value is not None and not str(value.name).endswith("embed_tokens.weight")
+        and not str(value.name).startswith("constant_")
+    )
+    return size
+
+
+def table_dtype(weight: Weight, precision: Precision) -> np.dtype[Any]:
+    """float32 bundles keep a table as the checkpoint has it (exact when widened); 16-bit bundles keep 16 bits."""
+    keep = precision == "fp32" or weight.dtype != "float32"
+    return DTYPES[weight.dtype if keep else GRAPH_DTYPES[precision]]
+
+
+def write_tables(checkpoint: Checkpoint, path: Path, precision: Precision) -> None:
+    """The host tables, streamed."""
+    entries: dict[str, Stream] = {}
+    for name, source in HOST_TABLES.items():
+        weight = checkpoint.weights[source]
+        dtype = table_dtype(weight, precision)
+        entries[name] = (dtype, weight.shape, (chunk.astype(dtype) for chunk in weight.chunks()))
+    write_safetensors(path, entries)
+
+
+def write_manifest(
+    folder: Path, checkpoint: Checkpoint, precision: Precision, graphs: dict[str, Any], parity: Parity | None
+) -> None:
+    files = {
+        p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)}
+        for p in sorted(folder.iterdir())
+        if p.name != MANIFEST
+    }
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "precision": precision,
+        "opset": OPSET,
+        "ir_version": IR_VERSION,
+        "model": checkpoint.config.to_dict(),
+        "graphs": graphs,
+        "tables": {"file": TABLES, "parameters": sum(int(np.prod(checkpoint.weights[t].shape)) for t in HOST_TABLES.values())},
+        "files": files,
+        "parity": parity.to_dict() if parity else {"checked": False},
+        "licence": dict(checkpoint.licence),
+        "metadata": dict(checkpoint.metadata),
+        "source": {"kind": checkpoint.kind, "sha256": checkpoint.sha256, "tensors": len(expected_shapes(checkpoint.config))},
+        "versions": _versions(),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    found = {"bltcli": __version__, "python": platform.python_version()}
+    for package in ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "numpy", "torch"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,165 @@
+"""The gate of every export: each graph is held against the torch model, or against golden outputs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import cycle
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bltcli.bundle import GOLDEN, Bundle
+from bltcli.checkpoint import Checkpoint
+from bltcli.checkpoint.safetensors_map import map_safetensors
+from bltcli.errors import ModelError
+from bltcli.graphs import GraphSpec, Precision
+from bltcli.pipeline import Pipeline
+from bltcli.vocab import IdArray, encode
+from bltcli_engines.onnxruntime_engine import open_onnxruntime
+from bltcli_engines.protocol import Arrays, Buffer, Engine
+
+#: Largest difference allowed, relative to the largest value of a tensor (or 1, if that is larger).
+TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 1e-4}
+_TEXT_BYTES: Final = 600  # longer than the windows of released models
+
+
+@dataclass
+class Parity:
+    """What was compared and how far apart it was, relative, per tensor."""
+
+    against: str
+    tolerance: float
+    differences: dict[str, float] = field(default_factory=dict)
+    calls: int = 0
+
+    def compare(self, what: str, found: NDArray[Any], expected: NDArray[Any]) -> None:
+        """Note the largest difference; NaN counts as infinite."""
+        scale = max(1.0, float(np.abs(expected).max(initial=0)))
+        difference = float(np.abs(found.astype(np.float64) - expected).max(initial=0)) / scale
+        difference = difference if np.isfinite(difference) else float("inf")
+        self.differences[what] = max(self.differences.get(what, 0.0), difference)
+
+    def require(self) -> Parity:
+        for what, difference in self.differences.items():
+            if not difference <= self.tolerance:
+                raise ModelError(
+                    f"parity check failed: {what} differs from the {self.against} by {difference:.2e}, tolerance "
+                    f"{self.tolerance:.0e}; this is a bug of the export or of the checkpoint, please report it"
+                )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "checked": True,
+            "against": self.against,
+            "tolerance": self.tolerance,
+            "calls": self.calls,
+            "differences": self.differences,
+        }
+
+
+def check_parity(bundle: Bundle, checkpoint: Checkpoint, *, rounded_to: str | None = None) -> Parity:
+    """Hold `bundle` against its checkpoint. Golden outputs come first, so that the built-in model needs no torch.
+    `rounded_to`: the dtype that the bundle's weights were rounded through. Raises ModelError beyond the tolerance."""
+    if (checkpoint.path / GOLDEN).is_file():
+        return check_golden(bundle)
+    if find_spec("torch") is None:
+        raise ModelError(
+            "the parity check needs PyTorch: pip install 'bltcli[torch]', or export with --no-check (the manifest says so)"
+        )
+    return _check_torch(bundle, checkpoint, rounded_to)
+
+
+def check_golden(bundle: Bundle) -> Parity:
+    """Run the golden text through the bundle in uneven pieces and compare what all four graphs made of it."""
+    golden = map_safetensors(bundle.path / GOLDEN)
+    parity = Parity("golden outputs", TOLERANCE[bundle.precision])
+    runtime, engines = open_onnxruntime(bundle.specs, bundle.graph_paths, bundle.weight_bytes)
+    watched = {name: _Watched(engine) for name, engine in engines.items()}
+    model = Pipeline(bundle.config, runtime, watched, bundle.tables())
+    ids = golden["ids"].astype(np.int64)
+    logits, entropy = [], []
+    for piece in _pieces(ids):
+        logits.append(model.extend([piece])[0, : len(piece)].copy())
+        entropy.append(watched["patcher"].outputs["entropy"][0, : len(piece)].copy())
+        parity.calls += 1
+    parity.compare("entropy", np.concatenate(entropy), golden["entropy"])
+    parity.compare("logits", np.concatenate(logits), golden["logits"])
+    for name, graph in (("states", "encoder"), ("latents", "global")):
+        found = watched[graph].buffers[f"past_{name}"].numpy()[0, 0]
+        parity.compare(name, found[: len(golden[name])], golden[name])
+    return parity.require()
+
+
+def _check_torch(bundle: Bundle, checkpoint: Checkpoint, rounded_to: str | None) -> Parity:
+    """Drive a pipeline whose engines run both sides on the same inputs and the same state: every call of every graph is
+    compared on its own, over prompts, single bytes, uneven batches, rewinds and a window that slides."""
+    from bltcli.nn.loading import load_blt
+    from bltcli_export.twins import TwinEngine, TwinRuntime, round_weights
+
+    model = load_blt(checkpoint)
+    if rounded_to is not None:
+        round_weights(model, rounded_to)
+    parity = Parity("torch model", TOLERANCE[bundle.precision])
+    _, engines = open_onnxruntime(bundle.specs, bundle.graph_paths, bundle.weight_bytes)
+    twins = {name: TwinEngine(engine, model, parity) for name, engine in engines.items()}
+    pipeline = Pipeline(bundle.config, TwinRuntime(), twins, bundle.tables(), rows=2)
+    length = min(_TEXT_BYTES, bundle.config.max_bytes - 1)
+    texts = [sample_ids(length, seed) for seed in (0, 1)]
+    for long, short in zip(_pieces(texts[0]), _pieces(texts[1], slow=True), strict=False):
+        pipeline.extend([long, short])
+        lengths = pipeline.lengths.copy()
+        pipeline.extend([long[:3], short[:0]])
+        pipeline.rewind(lengths)
+    return parity.require()
+
+
+class _Watched:
+    """An engine that remembers its buffers and its last outputs."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.buffers: Mapping[str, Buffer] = {}
+        self.outputs: Arrays = {}
+
+    @property
+    def spec(self) -> GraphSpec:
+        return self.engine.spec
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.engine.weight_bytes
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.engine.kv_bytes
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> None:
+        self.buffers = buffers
+        self.engine.bind(buffers)
+
+    def run(self, feeds: Arrays) -> Arrays:
+        self.outputs = self.engine.run(feeds)
+        return self.outputs
+
+
+def sample_ids(length: int, seed: int) -> IdArray:
+    """Ids of a text of words, repetitions and noise, with BOS."""
+    rng = np.random.default_rng(seed)
+    words = [bytes(rng.integers(97, 123, rng.integers(2, 9)).tolist()) for _ in range(20)]
+    text = b" ".join(words[i] for i in rng.integers(0, len(words), length))[: length * 3 // 4]
+    return encode(text + rng.integers(0, 256, length, dtype=np.uint8).tobytes())[:length]
+
+
+def _pieces(ids: IdArray, slow: bool = False) -> Iterator[IdArray]:
+    """Uneven pieces of `ids`: prompts, single bytes, drafts."""
+    sizes = (61, 1, 9, 2, 17) if slow else (128, 1, 1, 9, 2, 17)
+    start = 0
+    for size in cycle(sizes):
+        if start >= len(ids):
+            return
+        yield ids[start : start + size]
+        start += size
