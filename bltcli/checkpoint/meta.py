@@ -103,6 +103,11 @@ def read_folder(folder: Path, params: Path) -> Source:
     for place in (folder, entropy):
         if pickles(place) and not list(place.glob("*.safetensors")):
             raise pickle_refusal(place, folder)
+    if not list(entropy.glob("*.safetensors")):
+        raise ModelError(
+            f"{entropy}: the entropy model's weights are missing; Meta publishes them as a pickle, which bltcli does not "
+            "download: get consolidated.pth yourself, then: bltcli convert FOLDER -o OUT --allow-pickle"
+        )
     tensors = read_tensors(folder)
     tensors |= {f"patcher.{name}": tensor for name, tensor in read_tensors(entropy).items()}
     return Source(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,10 +70,18 @@ def write_checkpoint(
             {name: (DTYPES[weight.dtype], weight.shape, weight.chunks()) for name, weight in tensors.items()},
             {"format": FORMAT},
         )
-        if folder.exists():
-            os.rename(folder, old)
+        _put_in_place(new, folder, old)
+
+
+def _put_in_place(new: Path, folder: Path, old: Path) -> None:
+    if folder.exists():
+        os.rename(folder, old)
+    try:
         os.rename(new, folder)
-        shutil.rmtree(old, ignore_errors=True)
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        raise
 
 
 def _check(config: ModelConfig, tensors: Mapping[str, Weight]) -> None:

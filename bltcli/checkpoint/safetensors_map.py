@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -126,3 +127,5 @@ def write_safetensors(path: Path, tensors: Mapping[str, Stream], metadata: Mappi
             written = sum(file.write(chunk.tobytes()) for chunk in tensors[name][2])
             if written != end - start:
                 raise ModelError(f"tensor {name}: {written} bytes were given, its shape needs {end - start}")
+        file.flush()
+        os.fsync(file.fileno())  # a rename may follow, and must not overtake the data
