@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
+
+from bltcli.bundle import Bundle, open_bundle
+from bltcli.graphs import Precision
+from bltcli_export.exporter import export_checkpoint
+from tests.tiny import tiny_checkpoint
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """form ("1b", "7b" or "gqa") -> folder of a tiny calibrated Hugging Face checkpoint; read it, never change it."""
-    from helpers import save_tiny_hf
+    from tests.helpers import save_tiny_hf
 
     folders: dict[str, Path] = {}
 
@@ -36,3 +43,22 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 def hf_checkpoint(request: pytest.FixtureRequest, hf_folder: Callable[[str], Path]) -> Path:
     """Folder of a tiny checkpoint; "1b" unless `@pytest.mark.parametrize("hf_checkpoint", ["7b"], indirect=True)`."""
     return hf_folder(getattr(request, "param", "1b"))
+
+
+class TinyBundle(Protocol):
+    def __call__(self, form: str, precision: Precision = "fp32", **options: Any) -> Bundle: ...
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
+    """Bundles of the tiny models of `tests.tiny`, each exported once per test run."""
+    folder = tmp_path_factory.mktemp("tiny")
+
+    @functools.cache
+    def make(form: str, precision: Precision = "fp32", **options: Any) -> Bundle:
+        name = "-".join(map(str, (form, precision, *sorted(options.items()))))
+        checkpoint = tiny_checkpoint(folder / f"checkpoint-{name}", form, **options)
+        # the parity gate has its own tests; here it would only cost time
+        return open_bundle(export_checkpoint(checkpoint, folder / name, precision=precision, check=False))
+
+    return make

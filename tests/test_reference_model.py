@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import FORMS, hf_logits, load_hf, random_ids, save_tiny_hf
 
 from bltcli.checkpoint import open_checkpoint
 from bltcli.config import EncoderConfig, ModelConfig
@@ -18,6 +17,7 @@ from bltcli.ngrams import hash_rows
 from bltcli.nn import Blt
 from bltcli.nn.loading import load_blt
 from bltcli.vocab import IdArray, encode
+from tests.helpers import FORMS, hf_logits, load_hf, random_ids, save_tiny_hf
 
 IDS = random_ids(800)
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
