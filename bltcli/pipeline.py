@@ -6,6 +6,7 @@ ids, how many patches were closed up to each byte, and where each patch starts. 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from bltcli.ngrams import hash_rows
 from bltcli.patcher import closes_patch
 from bltcli.sampling import FloatArray
 from bltcli.stats import Work
-from bltcli.vocab import IdArray
+from bltcli.vocab import IdArray, encode
 from bltcli_engines.counting import CountingEngine
 from bltcli_engines.protocol import Engine, Runtime
 from bltcli_engines.state import bind_state
@@ -70,6 +71,11 @@ class Pipeline:
     def room(self) -> IdArray:
         bytes_left = self.config.max_bytes - self.lengths
         return np.minimum(bytes_left, self.config.global_model.max_positions - self.patches)
+
+    def patch_starts(self, row: int) -> list[int]:
+        """Position of the first byte of each patch of text `row`, the open one included."""
+        starts: list[int] = self._starts[row, : self.patches[row] + 1].tolist()
+        return starts
 
     def clear(self, row: int) -> None:
         self.byte_cache.clear(row)
@@ -257,3 +263,25 @@ def open_model(
     else:
         raise UsageError(f"--engine is {engine}; use auto, ort-cpu or torch")
     return Pipeline(bundle.config, runtime, engines, bundle.tables(), rows=rows, exact=exact)
+
+
+def patch_text(bundle: Bundle, data: bytes, *, engine: str = "auto") -> list[tuple[bytes, list[float]]]:
+    """How the patcher splits a text: each patch's bytes, and the entropy in nats that was expected of each byte.
+
+    The first patch is BOS alone and left out; the last may be open still.
+    """
+    model = open_model(bundle, engine=engine)
+    ids = encode(data)
+    if len(ids) > int(model.room[0]):
+        raise UsageError(f"the text has {len(data)} bytes, the model's context holds {int(model.room[0]) - 1}")
+    watched = model.engines["patcher"]
+    expected: list[float] = [float("nan")]  # of BOS: nothing comes before it
+    for start in range(0, len(ids), model.prefill_rows):
+        piece = ids[start : start + model.prefill_rows]
+        model.extend([piece])
+        expected += watched.outputs["entropy"][0, : len(piece)].tolist()
+    return [
+        (data[start - 1 : end - 1], expected[start:end])
+        for start, end in itertools.pairwise([*model.patch_starts(0)[1:], len(ids)])
+        if end > start
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,3 +63,20 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
         return open_bundle(export_checkpoint(checkpoint, folder / name, precision=precision, check=False))
 
     return make
+
+
+@pytest.fixture
+def hf_copy(hf_checkpoint: Path, tmp_path: Path) -> Path:
+    """A tiny Hugging Face folder of one's own, to change."""
+    return Path(shutil.copytree(hf_checkpoint, tmp_path / "model"))
+
+
+@pytest.fixture
+def own_checkpoint(hf_checkpoint: Path, tmp_path: Path) -> Path:
+    """The same model in this project's own format, to change."""
+    from bltcli.checkpoint import open_checkpoint, write_checkpoint
+
+    source = open_checkpoint(hf_checkpoint)
+    metadata = {"training": {"steps": 1}}
+    write_checkpoint(tmp_path / "own", source.config, source.weights, licence={"license": "mit"}, metadata=metadata)
+    return tmp_path / "own"

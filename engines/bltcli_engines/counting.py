@@ -14,6 +14,7 @@ class CountingEngine:
 
     def __init__(self, engine: Engine, ledger: Callable[[], Work]) -> None:
         self.engine, self._ledger = engine, ledger
+        self.outputs: Arrays = {}  # of the last run
 
     @property
     def spec(self) -> GraphSpec:
@@ -32,4 +33,5 @@ class CountingEngine:
 
     def run(self, feeds: Arrays) -> Arrays:
         self._ledger().charge(self.spec.name, self.weight_bytes, self.kv_bytes)
-        return self.engine.run(feeds)
+        self.outputs = self.engine.run(feeds)
+        return self.outputs

@@ -1,0 +1,164 @@
+"""State is exact: however a text reaches the model, each byte gets bitwise the same logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bltcli.bundle import Bundle
+from bltcli.pipeline import Pipeline, open_model, patch_text
+from bltcli.sampling import FloatArray
+from bltcli.vocab import IdArray, encode
+from tests.conftest import TinyBundle
+from tests.tiny import sample_text
+
+FORMS = ["lookup", "encoder", "projected"]
+LENGTH = 1300  # longer than the buffers: they slide twice
+
+
+def run(model: Pipeline, ids: IdArray, sizes: list[int], row: int = 0) -> FloatArray:
+    """Logits [len, 260] of one text run in pieces of the given sizes."""
+    logits, start = [], 0
+    for size in sizes:
+        pieces = [ids[:0]] * model.rows
+        pieces[row] = ids[start : start + size]
+        logits.append(model.extend(pieces)[row, : len(pieces[row])].copy())
+        start += size
+    assert start >= len(ids)
+    return np.concatenate(logits)
+
+
+def uneven(total: int, seed: int) -> list[int]:
+    rng, sizes = np.random.default_rng(seed), []
+    while sum(sizes) < total:
+        sizes.append(min(int(rng.integers(1, 40)), total - sum(sizes)))
+    return sizes
+
+
+@pytest.fixture(params=FORMS)
+def tiny(request: pytest.FixtureRequest, tiny_bundle: TinyBundle) -> Bundle:
+    return tiny_bundle(request.param)
+
+
+def test_onnx_equals_the_torch_model_over_a_whole_text(tiny_bundle: TinyBundle) -> None:
+    from tests.tiny import tiny_model
+
+    for form in FORMS:
+        model, ids = tiny_model(form), sample_text(LENGTH)
+        with torch.no_grad():
+            expected = model(model.layout(ids[None]))[0].numpy()
+        found = run(open_model(tiny_bundle(form)), ids, uneven(LENGTH, 3))
+        assert np.abs(found - expected).max() < 1e-4
+        assert (found.argmax(-1) == expected.argmax(-1)).all()
+
+
+def test_byte_by_byte_equals_prefill_equals_uneven_pieces(tiny: Bundle) -> None:
+    ids = sample_text(LENGTH)
+    alone = run(open_model(tiny), ids, [1] * LENGTH)
+    assert np.array_equal(alone, run(open_model(tiny), ids, [128] * 11))
+    assert np.array_equal(alone, run(open_model(tiny), ids, uneven(LENGTH, 1)))
+
+
+def test_rewound_equals_never_advanced(tiny: Bundle) -> None:
+    ids, rng = sample_text(LENGTH), np.random.default_rng(5)
+    straight, model = run(open_model(tiny), ids, [7] * (LENGTH // 7 + 1)), open_model(tiny)
+    found = []
+    for start in range(0, LENGTH, 7):
+        wrong = rng.integers(4, 260, int(rng.integers(1, 17)))
+        model.extend([wrong])
+        model.rewind(np.array([start]))
+        piece = ids[start : start + 7]
+        found.append(model.extend([piece])[0, : len(piece)].copy())
+    assert np.array_equal(straight, np.concatenate(found))
+
+
+def test_drafting_leaves_no_trace(tiny: Bundle) -> None:
+    ids, model = sample_text(300), open_model(tiny)
+    straight, found = run(open_model(tiny), ids, [5] * 60), []
+    for start in range(0, 300, 5):
+        if start:
+            model.draft(ids[start : start + 1], np.array([6]), lambda logits, rows, positions: logits.argmax(-1))
+        found.append(model.extend([ids[start : start + 5]])[0, :5].copy())
+    assert np.array_equal(straight, np.concatenate(found))
+
+
+def test_a_batch_of_mixed_lengths_equals_each_text_alone(tiny: Bundle) -> None:
+    texts = [sample_text(n, seed) for seed, n in enumerate([700, 1300, 40, 555])]
+    alone = [run(open_model(tiny), text, uneven(len(text), 9)) for text in texts]
+    model, rng = open_model(tiny, rows=4), np.random.default_rng(2)
+    found: list[list[FloatArray]] = [[], [], [], []]
+    starts = np.zeros(4, dtype=int)
+    while any(starts[row] < len(text) for row, text in enumerate(texts)):
+        pieces = [text[starts[row] : starts[row] + int(rng.integers(0, 30))] for row, text in enumerate(texts)]
+        if not any(map(len, pieces)):
+            continue
+        logits = model.extend(pieces)
+        for row, piece in enumerate(pieces):
+            found[row].append(logits[row, : len(piece)].copy())
+            starts[row] += len(piece)
+    for row in range(4):
+        assert np.array_equal(alone[row], np.concatenate(found[row]))
+
+
+def test_a_cleared_row_starts_anew(tiny: Bundle) -> None:
+    ids, model = sample_text(200), open_model(tiny, rows=2)
+    first = run(model, ids, [50] * 4, row=1)
+    run(model, sample_text(90, 8), [90], row=0)
+    model.clear(1)
+    assert np.array_equal(first, run(model, ids, [20] * 10, row=1))
+
+
+def test_one_global_pass_per_patch_when_going_byte_by_byte(tiny: Bundle) -> None:
+    model = open_model(tiny)
+    run(model, sample_text(300), [1] * 300)
+    passes = model.work.passes()
+    assert passes["global"] == int(model.patches[0])
+    assert passes["patcher"] == passes["encoder"] == passes["decoder"] == 300
+
+
+def test_at_most_one_global_pass_per_call(tiny: Bundle) -> None:
+    model = open_model(tiny)
+    run(model, sample_text(300), [20] * 15)
+    assert model.work.passes() == {"patcher": 15, "encoder": 15, "global": 15, "decoder": 15}
+
+
+def test_the_unpadded_opt_out_stays_close(tiny: Bundle) -> None:
+    ids = sample_text(300)
+    padded = run(open_model(tiny), ids, [1] * 300)
+    assert np.abs(padded - run(open_model(tiny, exact=False), ids, [1] * 300)).max() < 1e-4
+
+
+def test_the_torch_engine_agrees(tiny: Bundle) -> None:
+    ids = sample_text(700)
+    found = run(open_model(tiny, engine="torch"), ids, uneven(700, 4))
+    assert np.abs(found - run(open_model(tiny), ids, [100] * 7)).max() < 1e-4
+
+
+def test_patches_of_a_text_put_together_are_the_text(tiny: Bundle) -> None:
+    data = bytes(range(256)) * 2
+    patches = patch_text(tiny, data)
+    assert b"".join(patch for patch, _ in patches) == data
+    assert all(len(patch) == len(entropies) for patch, entropies in patches)
+    limit = tiny.config.patcher.max_patch_length
+    assert limit is None or max(len(patch) for patch, _ in patches) <= limit
+    threshold = tiny.config.patcher.threshold_nats
+    opened_by_entropy = [entropies[0] > threshold for _, entropies in patches[1:]]
+    assert limit is not None or all(opened_by_entropy)
+
+
+def test_an_endless_patch_outlives_the_window(tiny_bundle: TinyBundle) -> None:
+    """With no maximum length and a threshold that is never reached, all bytes are one open patch; its states are kept
+    however far the buffers would have slid, and it closes as one patch."""
+    from tests.tiny import tiny_model
+
+    bundle = tiny_bundle("encoder", bytes_per_patch=400)
+    model = tiny_model("encoder", bytes_per_patch=400)
+    ids = np.concatenate([encode(b"a" * 1200), sample_text(400)[1:]])
+    layout = model.layout(ids[None])
+    assert layout.patch_len.max() > 700
+    with torch.no_grad():
+        expected = model(layout)[0].numpy()
+    found = run(open_model(bundle), ids, uneven(len(ids), 6))
+    assert np.abs(found - expected).max() < 1e-4
+    assert np.array_equal(found, run(open_model(bundle), ids, [1] * len(ids)))
