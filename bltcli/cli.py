@@ -22,7 +22,9 @@ VERBS = {
     "generate": "Continue a prompt, byte by byte or many bytes per pass.",
     "patches": "Show how the model splits a text into patches.",
     "export": "Export a checkpoint to ONNX graphs (a bundle).",
+    "convert": "Rewrite a checkpoint of Meta or Hugging Face in bltcli's own format.",
     "inspect": "Show what a bundle or a checkpoint holds.",
+    "train": "Train a model from a TOML file.",
     "models": "List, locate and check the models on this machine.",
     "doctor": "Check engines, versions and the built-in model on this machine.",
 }

@@ -37,6 +37,13 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
+def to_json(facts: Any) -> bytes:
+    """The one JSON layout that every verb prints."""
+    import json
+
+    return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def size(count: float) -> str:
     """`count` bytes in the largest decimal unit that keeps it above 1."""
     for unit in ("B", "kB", "MB"):

@@ -7,9 +7,8 @@ import contextlib
 import os
 import re
 import sys
-import tempfile
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from bltcli.errors import BltError, UsageError
 
@@ -150,28 +149,10 @@ def check_writable(file: str) -> None:
 
 def write_whole(file: str, data: bytes) -> None:
     """Write a file so that readers see the old or the new content; devices and pipes are written in place."""
+    from bltcli.atomic import write_atomically
+
     path = Path(os.path.realpath(file))
     if path.exists() and not path.is_file():
         path.write_bytes(data)
-        return
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            _write(out, data)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _write(out: BinaryIO, data: bytes) -> None:
-    out.write(data)
-    out.flush()
-    os.fsync(out.fileno())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    else:
+        write_atomically(path, data)

@@ -14,7 +14,7 @@ ENGINES: Final = ("auto", "ort-cpu", "torch")
 
 model_option = click.option(
     "-m", "--model", metavar="BUNDLE", default=None,
-    help="Folder of a bundle (see bltcli export). Without it, the model that comes with bltcli.",
+    help="Folder of a bundle (see bltcli export). Without it, or as 'builtin', the model that comes with bltcli.",
 )  # fmt: skip
 precision_option = click.option(
     "--precision", type=click.Choice(PRECISIONS), default=None,
@@ -24,7 +24,7 @@ engine_option = click.option(
     "--engine", type=click.Choice(ENGINES), default="auto", show_default=True,
     help="What runs the graphs: ONNX Runtime on the CPU, or PyTorch (slow, for reference).",
 )  # fmt: skip
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+json_option = click.option("--json", is_flag=True, help="Print JSON.")
 
 
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:

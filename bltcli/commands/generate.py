@@ -200,9 +200,7 @@ def report(o: Options, bundle: Bundle, engine: str, stats: DecodeStats, reason: 
         "finish_reason": reason,
     }
     if o.stats_json is not None:
-        import json
-
-        streams.write_whole(o.stats_json, (json.dumps(facts, indent=2) + "\n").encode())
+        streams.write_whole(o.stats_json, render.to_json(facts))
     if o.stats:
         sys.stderr.write(render.statistics(facts))
         sys.stderr.flush()

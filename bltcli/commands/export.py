@@ -1,0 +1,73 @@
+"""`bltcli export`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from bltcli import render, settings, streams
+from bltcli.commands import PRECISIONS, options
+from bltcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from bltcli.checkpoint import Checkpoint
+
+
+@click.command(
+    epilog="""
+The graphs are compared with the PyTorch model before the bundle appears under its name; a difference is an error. A
+bundle that is already there is replaced, any other folder is not.
+
+\b
+Examples:
+  bltcli export --dry-run
+  bltcli export --precision fp32 -o bundle
+  bltcli generate --model bundle -p 'Once upon a time' -n 40""",
+)
+@click.argument("checkpoint", required=False)
+@options(
+    click.option("-o", "--output", metavar="DIR", default=None, help="Folder to write."),
+    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
+                 help="Number format of the graphs. The patcher is always fp32."),
+    click.option("--check/--no-check", default=True, show_default=True,
+                 help="Compare the graphs with the PyTorch model."),
+    click.option("--dry-run", is_flag=True, help="Print what would be exported, and write nothing."),
+    settings.verbosity_options,
+)  # fmt: skip
+def command(
+    checkpoint: str | None, output: str | None, precision: Literal["fp32", "fp16", "bf16"], check: bool, dry_run: bool
+) -> None:
+    """Export CHECKPOINT to four ONNX graphs and a manifest: a bundle.
+
+    CHECKPOINT is a folder or a name on the Hugging Face Hub, owner/model or owner/model@revision, which is downloaded.
+    Without it, the model that comes with bltcli is exported.
+    """
+    if output is None and not dry_run:
+        raise UsageError("there is no folder to write to; name one with -o DIR, or use --dry-run")
+    from bltcli_export import exporter
+
+    source = open_source(checkpoint)
+    if dry_run:
+        rows = exporter.dry_run(source, precision)
+        total = ("total", sum(row[1] for row in rows), sum(row[2] for row in rows))
+        cells = [(str(name), f"{count:,}", render.size(nbytes)) for name, count, nbytes in (*rows, total)]
+        streams.write_stdout(render.table([("component", "parameters", "size"), *cells]).encode())
+        return
+    assert output is not None
+    path = exporter.export_checkpoint(source, Path(output), precision=precision, check=check, notice=render.notice)
+    render.notice(f"wrote {path}")
+
+
+def open_source(name: str | None) -> Checkpoint:
+    """The checkpoint that a user means: a folder, a Hub name, or (None) the built-in one."""
+    from bltcli.checkpoint import open_checkpoint
+    from bltcli.checkpoint.hub import fetch, is_hub_name
+    from bltcli.models import builtin_checkpoint
+
+    if name is None:
+        return open_checkpoint(builtin_checkpoint())
+    if not Path(name).exists() and is_hub_name(name):
+        return open_checkpoint(fetch(name))
+    return open_checkpoint(Path(name))

@@ -1,0 +1,68 @@
+"""What the tests of the command line share: a tiny random model, and `python -m bltcli` in a process of its own."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.tiny import tiny_checkpoint
+
+CONTEXT = 4096
+Done = subprocess.CompletedProcess[bytes]
+
+
+@functools.cache
+def home() -> Path:
+    """A folder with a tiny `checkpoint` and its `bundle`: HOME and working directory of the processes."""
+    from bltcli_export.exporter import export_checkpoint
+
+    folder = Path(tempfile.mkdtemp(prefix="bltcli-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    checkpoint = tiny_checkpoint(folder / "checkpoint", "lookup", max_bytes=CONTEXT, max_patches=CONTEXT)
+    export_checkpoint(checkpoint, folder / "bundle", precision="fp32", check=False)
+    return folder
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment without anything that configures bltcli."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("BLTCLI", "XDG_", "NO_COLOR"))}
+    return {**kept, "HOME": str(home()), "BLTCLI_CACHE_DIR": str(home() / "cache"), "TERM": "xterm", **more}
+
+
+def start(*args: str, env: dict[str, str] | None = None, **streams: Any) -> subprocess.Popen[bytes]:
+    """Start bltcli with pipes for whatever `streams` leaves out."""
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr") if name not in streams}
+    command = [sys.executable, "-m", "bltcli", *args]
+    return subprocess.Popen(command, cwd=home(), env=environment(**(env or {})), **pipes, **streams)
+
+
+def bltcli(*args: str, data: bytes = b"", **options: Any) -> Done:
+    """Run bltcli to its end with `data` on stdin."""
+    with start(*args, **options) as process:
+        try:
+            out, err = process.communicate(None if "stdin" in options else data, timeout=120)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def generate(*args: str, data: bytes = b"Once", **options: Any) -> Done:
+    """`bltcli generate` with the tiny model, which is kept from ending the text."""
+    return bltcli("generate", "--model", "bundle", "--ignore-eos", *args, data=data, **options)
+
+
+def one_line(done: Done) -> str:
+    """stderr, which must be one line of ours."""
+    text: str = done.stderr.decode()
+    assert text.startswith("bltcli: "), text
+    assert text.count("\n") == 1, text
+    assert text.endswith("\n"), text
+    return text
