@@ -94,6 +94,10 @@ def _collect(
     source_names: Callable[[str], tuple[str, ...]],
 ) -> dict[str, Weight]:
     """Our name -> weight, after checking names, dtypes and shapes; errors use the names that stand in the files."""
+    parts = (config.patcher, config.encoder, config.global_model, config.decoder)
+    layers = sum(part.num_layers for part in parts)
+    if layers > len(tensors):  # before listing what a misprinted number announces
+        raise ModelError(f"{path}: the configuration has {layers} layers, the files only {len(tensors)} tensors")
     weights: dict[str, Weight] = {}
     used: set[str] = set()
     for name, shape in expected_shapes(config).items():
