@@ -105,8 +105,8 @@ def read_folder(folder: Path, params: Path) -> Source:
             raise pickle_refusal(place, folder)
     if not list(entropy.glob("*.safetensors")):
         raise ModelError(
-            f"{entropy}: the entropy model's weights are missing; Meta publishes them as a pickle, which bltcli does not "
-            "download: get consolidated.pth yourself, then: bltcli convert FOLDER -o OUT --allow-pickle"
+            f"{entropy}: the entropy model's weights are missing; where they are published as a pickle, download that "
+            "yourself, then: bltcli convert FOLDER -o OUT --allow-pickle"
         )
     tensors = read_tensors(folder)
     tensors |= {f"patcher.{name}": tensor for name, tensor in read_tensors(entropy).items()}
