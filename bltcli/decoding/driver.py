@@ -61,8 +61,9 @@ def generate(
         stats.prefill_s = perf_counter() - began
         model.work = stats.decode
         while True:
-            for row in np.flatnonzero(rows.active):
-                yield from _released(rows, outputs[row], int(row), numbers[row], began)
+            room = model.room
+            for row in np.flatnonzero(rows.active).tolist():
+                yield from _released(rows, outputs[row], row, numbers[row], began, full=room[row] < 1)
             if not rows.active.any():
                 return
             method.round(rows)
@@ -72,10 +73,10 @@ def generate(
         stats.wall_s += perf_counter() - began
 
 
-def _released(rows: Rows, output: Output, row: int, record: int, began: float) -> Iterator[Chunk]:
-    """What is certain of one text after a round; closes the row at its end."""
+def _released(rows: Rows, output: Output, row: int, record: int, began: float, *, full: bool) -> Iterator[Chunk]:
+    """What is certain of one text after a round; closes the row at its end. `full`: its context has no room left."""
     data = output.add(rows.take(row))
-    if output.reason is None and rows.model.room[row] < 1:
+    if output.reason is None and full:
         data += output.end("context")
     if output.reason is not None:
         rows.finish(row)
