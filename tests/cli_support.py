@@ -36,11 +36,27 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "HOME": str(home()), "BLTCLI_CACHE_DIR": str(home() / "cache"), "TERM": "xterm", **more}
 
 
-def start(*args: str, env: dict[str, str] | None = None, **streams: Any) -> subprocess.Popen[bytes]:
+def with_tiny_builtin() -> list[str]:
+    """The command that starts bltcli with the tiny checkpoint in the place of the built-in model."""
+    folder = str(home() / "checkpoint")
+    program = f"""\
+import pathlib
+import bltcli.models, bltcli_export.exporter as exporter
+from bltcli.cli import main
+bltcli.models.builtin_checkpoint = lambda: pathlib.Path({folder!r})
+export = exporter.export_checkpoint
+exporter.export_checkpoint = lambda *a, **more: export(*a, **dict(more, check=False))  # the gate has its own tests
+main()"""
+    return [sys.executable, "-c", program]
+
+
+def start(
+    *args: str, env: dict[str, str] | None = None, program: list[str] | None = None, **streams: Any
+) -> subprocess.Popen[bytes]:
     """Start bltcli with pipes for whatever `streams` leaves out."""
     pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr") if name not in streams}
-    command = [sys.executable, "-m", "bltcli", *args]
-    return subprocess.Popen(command, cwd=home(), env=environment(**(env or {})), **pipes, **streams)
+    command = program or [sys.executable, "-m", "bltcli"]
+    return subprocess.Popen([*command, *args], cwd=home(), env=environment(**(env or {})), **pipes, **streams)
 
 
 def bltcli(*args: str, data: bytes = b"", **options: Any) -> Done:

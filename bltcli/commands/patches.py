@@ -43,8 +43,8 @@ def command(file: str | None, model: str | None, precision: str | None, engine: 
     if json:
         facts = describe(patches, bundle.config.patcher.threshold_nats)
         streams.write_stdout(render.to_json(facts))
-    elif render.colours(sys.stdout):
-        colour(patches)
+    elif streams.is_terminal(sys.stdout):
+        show(patches)
     else:
         streams.write_stdout(b"|".join(escape(patch) for patch, _ in patches))
     if patches:
@@ -66,14 +66,21 @@ def describe(patches: Patches, threshold_nats: float) -> dict[str, Any]:
     return {"bytes": start, "patches": rows, "threshold_nats": threshold_nats}
 
 
-def colour(patches: Patches) -> None:
-    """Write patches to a terminal, each on a background that shows its first byte's entropy."""
+def show(patches: Patches) -> None:
+    """Write patches to a terminal, each on a background that shows its first byte's entropy; without colours, with |
+    between them. A character that is split between patches shows with its last byte."""
+    import codecs
+
     from rich.console import Console
     from rich.text import Text
 
+    characters = codecs.getincrementaldecoder("utf-8")("replace")
+    between = "" if render.colours(sys.stdout) else "|"
     highest = max((e for _, entropies in patches for e in entropies), default=0.0) or 1.0
     text = Text()
     for patch, entropies in patches:
         heat = entropies[0] / highest
-        text.append(patch.decode(errors="replace"), style=f"white on rgb({int(200 * heat)},40,{int(200 * (1 - heat))})")
+        text.append(between if text else "")
+        text.append(characters.decode(patch), style=f"white on rgb({int(200 * heat)},40,{int(200 * (1 - heat))})")
+    text.append(characters.decode(b"", final=True))
     Console(highlight=False, soft_wrap=True).print(text)

@@ -1,0 +1,86 @@
+"""docs/cli.md and docs/bltcli.1 say what --help says, and the examples in --help work when pasted."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from bltcli import cli
+from bltcli.commands import docs
+from tests.cli_support import environment, with_tiny_builtin
+
+NEED_MORE = ("convert", "train")
+
+
+def test_the_written_documentation_is_fresh() -> None:
+    for name, text in (("cli.md", docs.markdown()), ("bltcli.1", docs.roff())):
+        assert (docs.DOCS / name).read_text(encoding="utf-8") == text, "run python -m bltcli.commands.docs"
+
+
+def test_stale_documentation_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docs, "DOCS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["docs", "--check"])
+    assert docs.main() == 1
+    monkeypatch.setattr(sys, "argv", ["docs"])
+    assert docs.main() == 0
+    monkeypatch.setattr(sys, "argv", ["docs", "--check"])
+    assert docs.main() == 0
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="needs groff")
+def test_the_man_page_is_clean_roff() -> None:
+    done = subprocess.run(
+        ["groff", "-man", "-Tutf8", "-ww", "-z"], input=docs.roff().encode(), capture_output=True, check=True
+    )
+    assert done.stderr == b""
+
+
+def _verbs() -> list[click.Context]:
+    return [ctx for ctx in docs.contexts(docs.root()) if ctx.parent is not None]
+
+
+@pytest.mark.parametrize("ctx", _verbs(), ids=lambda ctx: ctx.command_path)
+def test_every_verb_ends_with_examples(ctx: click.Context) -> None:
+    epilog = ctx.command.epilog or ""
+    assert "Example" in epilog.split("\n\n")[-1]
+
+
+def _examples(ctx: click.Context) -> str:
+    """The lines below "Examples:" as a shell script."""
+    return "\n".join((ctx.command.epilog or "").split("\n\n")[-1].split("\n")[2:])
+
+
+@pytest.mark.parametrize("ctx", [docs.root(), *_verbs()], ids=lambda ctx: ctx.command_path)
+def test_the_examples_work_when_pasted(ctx: click.Context, tmp_path: Path) -> None:
+    script = _examples(ctx)
+    if ctx.info_name in NEED_MORE:
+        pytest.skip("needs the network or hours")
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "bltcli").write_text(f'#!/bin/sh\nexec {shlex.join(with_tiny_builtin())} "$@"\n')
+    (bin_folder / "bltcli").chmod(0o755)
+    (tmp_path / "work").mkdir()
+    done = subprocess.run(
+        ["bash", "-eu", "-o", "pipefail", "-c", script],
+        env=environment(PATH=f"{bin_folder}:{os.environ['PATH']}"), cwd=tmp_path / "work", capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout
+    assert b"Traceback" not in done.stderr
+
+
+def test_only_verbs_that_exist_are_listed() -> None:
+    ctx = docs.root()
+    assert [ctx.command_path for ctx in _verbs() if " " not in ctx.command_path.removeprefix("bltcli ")] == [
+        f"bltcli {verb}" for verb in cli.VERBS
+    ]
+    for verb, line in cli.VERBS.items():
+        assert line.endswith("."), verb
+        assert cli.group.get_command(ctx, verb) is not None
