@@ -71,7 +71,9 @@ Every option can also be set in the environment and in a configuration file:
   BLTCLI_GENERATE_MAX_BYTES=100      BLTCLI_<VERB>_<OPTION>, dashes as underscores
   [generate]                         config.toml: one table per verb,
   max-bytes = 100                    one key per option
-The command line wins over the environment, the environment over the file.
+The command line wins over the environment, the environment over the file. On
+Linux the file is ~/.config/bltcli/config.toml. BLTCLI_CACHE_DIR names another
+folder for what bltcli keeps.
 
 \b
 Shell completion, for the shell you use:

@@ -86,10 +86,11 @@ def complain(line: str) -> None:
 def settle() -> None:
     """Leave no unwritable bytes for the interpreter's shutdown, which would complain about them."""
     for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
         try:
-            if stream is not None:
-                stream.flush()
-        except (OSError, ValueError):
+            stream.flush()
+        except (OSError, ValueError, KeyboardInterrupt):  # an interrupt: the reader is stuck, and the user impatient
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tests.tiny import tiny_checkpoint
 
@@ -56,7 +56,8 @@ def start(
     """Start bltcli with pipes for whatever `streams` leaves out."""
     pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr") if name not in streams}
     command = program or [sys.executable, "-m", "bltcli"]
-    return subprocess.Popen([*command, *args], cwd=home(), env=environment(**(env or {})), **pipes, **streams)
+    streams |= {"cwd": home(), "env": environment(**(env or {}))}
+    return cast("subprocess.Popen[bytes]", subprocess.Popen([*command, *args], **pipes, **streams))
 
 
 def bltcli(*args: str, data: bytes = b"", **options: Any) -> Done:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -59,6 +60,22 @@ def test_an_interrupt_while_waiting_for_stdin_is_quiet() -> None:
         assert (process.wait(60), _pipe(process.stdout).read(), _pipe(process.stderr).read()) == (130, b"", b"")
 
 
+def test_a_second_interrupt_gives_up_on_a_reader_that_is_stuck() -> None:
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(write, b"x" * 3800)
+    with start(*ENDLESS, "--stats-json", "stuck.json", stdout=write) as process:
+        time.sleep(3.0)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(1.0)
+        assert (process.wait(60), _pipe(process.stderr).read()) == (130, b"")
+    os.close(write)
+    os.close(read)
+    assert json.loads((home() / "stuck.json").read_bytes())["finish_reason"] is None
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_said_once() -> None:
     with open("/dev/full", "wb") as full:
         done = generate("-n", "5", stdout=full)

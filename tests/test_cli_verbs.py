@@ -7,6 +7,7 @@ import os
 import pty
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.cli_support import CONTEXT, Done, bltcli, home, one_line, start, with
 TEXT = "Once upon a time | there was \\ a café".encode()
 
 
-def _builtin(*args: str, **options: object) -> Done:
+def _builtin(*args: str, **options: Any) -> Done:
     return bltcli(*args, program=with_tiny_builtin(), **options)
 
 

@@ -68,6 +68,6 @@ def open_source(name: str | None) -> Checkpoint:
 
     if name is None:
         return open_checkpoint(builtin_checkpoint())
-    if not Path(name).exists() and is_hub_name(name):
+    if is_hub_name(name):
         return open_checkpoint(fetch(name))
     return open_checkpoint(Path(name))

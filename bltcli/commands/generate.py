@@ -61,6 +61,9 @@ newline at the end of piped input is part of the prompt.
 In --stop, \\n \\t \\r \\0 \\\\ and \\xNN stand for one byte each. In the environment (BLTCLI_GENERATE_STOP) spaces
 separate stop strings; write a space as \\x20.
 
+The object of --stats-json says in finish_reason why the text ended: eos, stop, length, context (the model's context is
+full), or null when the program was interrupted.
+
 \b
 Examples:
   printf 'Once upon a time' | bltcli generate -n 80
