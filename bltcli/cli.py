@@ -16,6 +16,8 @@ from bltcli.errors import BltError
 INTERRUPTED = 130
 READER_GONE = 141
 COMPLETE = "_BLTCLI_COMPLETE"
+#: Packages that only some verbs need -> the extra of bltcli that brings them.
+EXTRAS = {"onnxruntime": "cpu", "torch": "torch", "huggingface_hub": "hub"}
 
 #: Verb -> the line that `bltcli --help` shows, so that listing the verbs imports none of them.
 VERBS = {
@@ -149,6 +151,8 @@ def _explain(error: Exception, ctx: click.Context | None) -> int:
         line, code = error.format_message(), error.exit_code
     elif isinstance(error, BltError):
         line, code = str(error), error.exit_code
+    elif isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        line, code = f"{error.name} is not installed; pip install 'bltcli[{EXTRAS[error.name]}]'", 3
     elif isinstance(error, OSError) and error.strerror:
         line, code = f"{error.strerror}: {error.filename}" if error.filename else error.strerror, 1
     else:

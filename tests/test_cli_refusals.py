@@ -93,6 +93,18 @@ def test_the_unexpected_is_one_line_and_a_traceback_only_with_debug(
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("package", cli.EXTRAS)
+def test_a_package_that_is_missing_is_named_with_the_command_that_adds_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str
+) -> None:
+    def lacking(_: object) -> None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    monkeypatch.setattr("bltcli.commands.generate.run", lacking)
+    assert cli.run(["generate", "-p", "x"]) == 3
+    assert f"{package} is not installed; pip install 'bltcli[" in capsys.readouterr().err
+
+
 def test_there_is_help_and_an_unknown_verb_is_refused() -> None:
     assert b"generate" in bltcli("--help").stdout
     done = bltcli("translate")
