@@ -20,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch
     import transformers
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # tiny models gain nothing from more, and threads that wait for a busy core cost minutes
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
