@@ -67,6 +67,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 @click.command(
     cls=LazyGroup,
     no_args_is_help=True,
+    subcommand_metavar="VERB [ARGS]...",
     context_settings={"auto_envvar_prefix": "BLTCLI", "help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Every option can also be set in the environment and in a configuration file:
