@@ -1,4 +1,4 @@
-"""The bundle: a folder with four graphs, the host tables and a manifest that says what is in it. Refuses any mismatch."""
+"""The bundle: a folder with four graphs, the host tables and a manifest of what is in it. Refuses any mismatch."""
 
 from __future__ import annotations
 

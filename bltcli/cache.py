@@ -73,9 +73,9 @@ class KVCache:
     def bias(self, starts: IdArray, counts: IdArray, rows: int, window: int | None) -> NDArray[np.float32]:
         """attn_bias [b, 1, rows, C]: 0 where a row sees a slot, MASKED elsewhere. Window 3, one real row, one pad:
 
-            slot       0  1  2  3  4  5
-            row at 3   .  0  0  0  .  .
-            pad at 4   .  .  .  .  0  .     a pad sees its own slot only: an empty row would be undefined
+        slot       0  1  2  3  4  5
+        row at 3   .  0  0  0  .  .
+        pad at 4   .  .  .  .  0  .     a pad sees its own slot only: an empty row would be undefined
         """
         slots = np.arange(self.capacity)
         own = ((starts - self.bases)[:, None] + np.arange(rows))[:, :, None]  # slot of each row, [b, rows, 1]
@@ -83,4 +83,3 @@ class KVCache:
         reach_of_row = np.where(np.arange(rows) < counts[:, None], reach, 1)[:, :, None]
         seen = (slots <= own) & (slots > own - reach_of_row)
         return np.where(seen, np.float32(0), np.float32(MASKED))[:, None]
-

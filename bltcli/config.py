@@ -1,4 +1,4 @@
-"""What a model is: one frozen dataclass per graph, strict about keys and values; knows no file format but its own dict."""
+"""What a model is: one frozen dataclass per graph, strict about keys and values; knows no file format but its dict."""
 
 from __future__ import annotations
 

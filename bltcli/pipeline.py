@@ -29,7 +29,8 @@ from bltcli_engines.protocol import Engine, Runtime
 from bltcli_engines.state import bind_state
 
 PREFILL_ROWS = 128
-MIN_PATCH_BYTES = 16  # unbounded patches: padded to powers of two from here on, see `_patch_bytes`
+MAX_CONSTANT = 64  # bounds up to this are padded to the bound itself
+MIN_PATCH_BYTES = 16  # other patches: padded to powers of two from here on, see `_patch_bytes`
 
 
 class Pipeline:
@@ -56,8 +57,14 @@ class Pipeline:
         self.byte_cache, self.patch_cache = KVCache(byte_buffers, rows), KVCache(patch_buffers, rows)
         self._ids = np.zeros((rows, config.max_bytes), dtype=np.int64)
         self._closed = np.zeros((rows, config.max_bytes), dtype=np.int64)  # patches closed up to and including a byte
-        self._starts = np.zeros((rows, config.global_model.max_positions + 1), dtype=np.int64)  # of patch m: the open one
+        self._starts = np.zeros(
+            (rows, config.global_model.max_positions + 1), dtype=np.int64
+        )  # of patch m: the open one
         self._encoded = np.zeros(rows, dtype=np.int64)  # byte states that are valid for the ids above
+        local = (config.patcher, config.encoder, config.decoder)
+        self._reach = max(stack.window or config.max_bytes for stack in local)
+        self._placed_for: tuple[Any, ...] = ()
+        self._placed: dict[str, Any] = {}
 
     @property
     def lengths(self) -> IdArray:
@@ -96,12 +103,12 @@ class Pipeline:
         rows = self._pad(int(counts.max()))
         self._make_room(starts, counts + rows)
         self._store(starts, ids)
-        place = self._place(starts, counts, rows, self.config.patcher.window)
         padded = self._window(starts, rows)
+        place = self._place(starts, counts, rows, self.config.patcher.window)
         entropy = self.engines["patcher"].run({"ids": padded, **place})["entropy"]
         self._encode(starts + counts)
         self._close_patches(starts, counts, entropy)
-        logits = self._decode(padded, starts, counts, rows, place)
+        logits = self._decode(padded, starts, counts, rows)
         self.byte_cache.append(counts)
         return logits
 
@@ -131,10 +138,9 @@ class Pipeline:
 
     def _make_room(self, starts: IdArray, counts: IdArray) -> None:
         """Slide what no row needs any more, then hold counts[r] positions from starts[r] on."""
-        window = max(s.window or self.config.max_bytes for s in (self.config.patcher, self.config.encoder, self.config.decoder))
         for row in range(self.rows):
             open_patch = self._starts[row, self.patches[row]] if self.lengths[row] else 0
-            self.byte_cache.slide(row, min(int(starts[row]) - window + 1, int(open_patch)))
+            self.byte_cache.slide(row, min(int(starts[row]) - self._reach + 1, int(open_patch)))
         self.byte_cache.reserve(starts + counts)
 
     def _store(self, starts: IdArray, ids: Sequence[IdArray]) -> None:
@@ -154,9 +160,16 @@ class Pipeline:
         return np.take_along_axis(self._ids, index, axis=1)
 
     def _place(self, starts: IdArray, counts: IdArray, rows: int, window: int | None) -> dict[str, Any]:
-        place: dict[str, Any] = self.byte_cache.place(starts, counts, rows, self.config.max_bytes)
-        place["attn_bias"] = self.byte_cache.bias(starts, counts, rows, window)
-        return place
+        """Positions, slots and mask of byte rows; kept, as the graphs of one pass mostly ask for the same."""
+        cache = self.byte_cache
+        key = (rows, window, cache.capacity, starts.tobytes(), counts.tobytes(), cache.bases.tobytes())
+        if key != self._placed_for:
+            self._placed_for = key
+            self._placed = {
+                **cache.place(starts, counts, rows, self.config.max_bytes),
+                "attn_bias": cache.bias(starts, counts, rows, window),
+            }
+        return self._placed
 
     def _encode(self, ends: IdArray) -> None:
         """Bring byte states up to ends[r]; those a draft has computed already are kept."""
@@ -201,7 +214,9 @@ class Pipeline:
         columns = self._pad(int(counts.max()))
         longest = self._patch_bytes(max(length for row in patches for _, length in row))
         first = np.repeat(self.byte_cache.bases[:, None], columns, axis=1)
-        length = np.ones((self.rows, columns), dtype=np.int64)  # a padding patch: one byte, written beyond the real ones
+        length = np.ones(
+            (self.rows, columns), dtype=np.int64
+        )  # a padding patch: one byte, written beyond the real ones
         for row, closed in enumerate(patches):
             for column, (start, size) in enumerate(closed):
                 first[row, column], length[row, column] = start, size
@@ -220,20 +235,21 @@ class Pipeline:
         cache.append(counts)
 
     def _patch_bytes(self, longest: int) -> int:
-        """Padded patch length. Constant where patches are bounded; else a power of two, so that the sums over a patch
-        are grouped alike whichever other patches are in the call."""
+        """Padded patch length. Constant where patches are bounded tightly; else a power of two, so that the sums over a
+        patch are grouped alike whichever other patches are in the call."""
         bound = self.config.patcher.max_patch_length
-        return bound if bound is not None else max(MIN_PATCH_BYTES, 1 << (longest - 1).bit_length())
+        return (
+            bound
+            if bound is not None and bound <= MAX_CONSTANT
+            else max(MIN_PATCH_BYTES, 1 << (longest - 1).bit_length())
+        )
 
-    def _decode(
-        self, ids: IdArray, starts: IdArray, counts: IdArray, rows: int, place: dict[str, Any]
-    ) -> FloatArray:
+    def _decode(self, ids: IdArray, starts: IdArray, counts: IdArray, rows: int) -> FloatArray:
         positions = np.minimum(starts[:, None] + np.arange(rows), self.config.max_bytes - 1)
         real = np.arange(rows) < counts[:, None]
         closed = np.take_along_axis(self._closed, positions, axis=1)
         latents = np.where(real, np.maximum(closed - 1, 0), 0)
-        if self.config.decoder.window != self.config.patcher.window:
-            place = self._place(starts, counts, rows, self.config.decoder.window)
+        place = self._place(starts, counts, rows, self.config.decoder.window)
         return self._run_decoder(ids, starts[:, None] + np.arange(rows), latents, place)
 
     def _run_decoder(self, ids: IdArray, positions: IdArray, latents: IdArray, place: dict[str, Any]) -> FloatArray:
@@ -243,7 +259,6 @@ class Pipeline:
             rows = {"state_index": positions - self.byte_cache.bases[:, None]}
         logits: FloatArray = self.engines["decoder"].run({**rows, "latent_index": latents, **place})["logits"]
         return logits
-
 
 
 def open_model(

@@ -1,9 +1,9 @@
 """From logits to a byte. The only random numbers in the program live here.
 
 One noise per position: every byte is argmax(log p + g), where p is the distribution after temperature, top-k, top-p and
-min-p, and g is Gumbel noise from a counter-based generator keyed by (seed, record, position). The Gumbel-max trick makes
-that an exact draw from p; the key makes the draw depend on nothing else, so a byte drafted, verified, batched, sharded
-or resumed comes out the same. Greedy decoding is zero noise.
+min-p, and g is Gumbel noise from a counter-based generator keyed by (seed, record, position). The Gumbel-max trick
+makes that an exact draw from p; the key makes the draw depend on nothing else, so a byte drafted, verified, batched,
+sharded or resumed comes out the same. Greedy decoding is zero noise.
 """
 
 from __future__ import annotations

@@ -70,7 +70,9 @@ def _rows(bundle: Bundle, engine: str) -> Check:
     promised = model.row_multiple > 1
     detail = "bitwise equal" if difference == 0 else f"differ by up to {difference:.1e}"
     return Check(
-        "rows independent of their call", difference == 0 or not promised, f"{detail}: one piece, byte by byte, in a batch"
+        "rows independent of their call",
+        difference == 0 or not promised,
+        f"{detail}: one piece, byte by byte, in a batch",
     )
 
 

@@ -24,7 +24,12 @@ ALWAYS_D = chain(D) + np.eye(260, dtype=np.float32)[D] * 9
 
 
 def decode(
-    model: ToyModel, method: str, k: int = 4, prompt: bytes = b"a", stop: Stop | None = None, sampler: Sampler | None = None
+    model: ToyModel,
+    method: str,
+    k: int = 4,
+    prompt: bytes = b"a",
+    stop: Stop | None = None,
+    sampler: Sampler | None = None,
 ) -> tuple[bytes, str | None, DecodeStats]:
     stats = DecodeStats()
     chunks = list(
@@ -144,7 +149,7 @@ def test_texts_of_a_batch_do_not_wait_for_each_other_and_come_out_as_alone() -> 
 
     def texts(rows: list[int], method: str) -> list[bytes]:
         model = ToyModel(law, law, rows=len(rows))
-        found = {row: b"" for row in rows}
+        found = dict.fromkeys(rows, b"")
         chunks = generate(
             model,
             make_method(method, model, 3),
@@ -224,7 +229,12 @@ def test_greedy_ar_through_onnx_equals_hugging_face_generate(hf_folder: object, 
         for prompt in (b"A BLT has", b"\xff\x00 "):
             ids = torch.from_numpy(encode(prompt))[None]
             expected = load_hf(folder).generate(
-                ids, max_new_tokens=64, do_sample=False, use_cache=False, suppress_tokens=[0, BOS, PAD], eos_token_id=EOS
+                ids,
+                max_new_tokens=64,
+                do_sample=False,
+                use_cache=False,
+                suppress_tokens=[0, BOS, PAD],
+                eos_token_id=EOS,
             )[0, len(prompt) + 1 :]
             model = open_model(bundle)
             chunks = generate(

@@ -128,8 +128,8 @@ def test_temperature_sharpens() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 0.0}, {"top_p": 1.1},
-     {"top_p": float("nan")}, {"min_p": -0.1}, {"top_k": -1}, {"seed": -1}, {"seed": 2**64}],
+    [{"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 0.0},
+     {"top_p": 1.1}, {"top_p": float("nan")}, {"min_p": -0.1}, {"top_k": -1}, {"seed": -1}, {"seed": 2**64}],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="use "):

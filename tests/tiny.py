@@ -16,7 +16,9 @@ from bltcli.vocab import IdArray, encode
 WINDOW = 64
 
 
-def stack(width: int, layers: int, kv_heads: int, theta: float, window: int | None, positions: int = 4096) -> dict[str, Any]:
+def stack(
+    width: int, layers: int, kv_heads: int, theta: float, window: int | None, positions: int = 4096
+) -> dict[str, Any]:
     return {
         "hidden_size": width,
         "num_layers": layers,
@@ -29,8 +31,10 @@ def stack(width: int, layers: int, kv_heads: int, theta: float, window: int | No
     }
 
 
-def tiny_config(form: str, *, threshold_nats: float = 5.1, max_bytes: int = 4096, max_patches: int = 2048) -> ModelConfig:
-    """"lookup": Fast BLT's decoder input, patches of at most 8. "encoder": as released, patches without a maximum,
+def tiny_config(
+    form: str, *, threshold_nats: float = 5.1, max_bytes: int = 4096, max_patches: int = 2048
+) -> ModelConfig:
+    """ "lookup": Fast BLT's decoder input, patches of at most 8. "encoder": as released, patches without a maximum,
     grouped-query attention. "projected": as the released 7B, k = 4 with a projection into the global model."""
     lookup = form == "lookup"
     kv_heads = 2 if form == "encoder" else 4

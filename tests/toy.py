@@ -20,7 +20,9 @@ class ToyModel:
 
     prefill_rows = 5
 
-    def __init__(self, law: NDArray[np.float32], guess: NDArray[np.float32], rows: int = 1, context: int = CONTEXT) -> None:
+    def __init__(
+        self, law: NDArray[np.float32], guess: NDArray[np.float32], rows: int = 1, context: int = CONTEXT
+    ) -> None:
         self.law, self.guess, self.context = law, guess, context
         self.texts: list[list[int]] = [[] for _ in range(rows)]
         self.work = Work()

@@ -1,4 +1,4 @@
-"""Runs a method over prompts until every text has ended; the one loop that the command line, tests and benchmarks use."""
+"""Runs a method over prompts until every text has ended: the one loop of the command line, tests and benchmarks."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class ByteModel(Protocol):
 
     @property
     def room(self) -> IdArray:
-        """Bytes that each text can take for certain, [b]: its context ends in bytes, and in patches of one byte each."""
+        """Bytes that each text can take for certain, [b]: its context ends in bytes, and in patches of a byte each."""
         ...
 
     def extend(self, ids: Sequence[IdArray]) -> FloatArray:

@@ -25,7 +25,13 @@ class Decoder(Stack):
         self.lm_head = linear(config.hidden_size, OUTPUT_IDS)
 
     def forward(
-        self, x: Tensor, latents: Tensor, latent_index: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None
+        self,
+        x: Tensor,
+        latents: Tensor,
+        latent_index: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        cache: Cache | None = None,
     ) -> Tensor:
         """x: ids [b, q] (lookup) or encoder states [b, q, h]; latents [b, P, W], read at latent_index [b, q] -> logits
         float32 [b, q, 260]."""

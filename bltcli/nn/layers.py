@@ -120,7 +120,9 @@ class CrossAttention(_Projections):
         normed = self.k_norm(latents)
         rows = torch.arange(len(x), device=x.device)[:, None]
         k, v = (proj(normed).unflatten(-1, (-1, 1, self.head_dim))[rows, index] for proj in (self.k_proj, self.v_proj))
-        q = self.q_proj(self.q_norm(x)).unflatten(-1, (k.shape[3], -1, self.head_dim))[:, :, None]  # [b, q, 1, Hkv, G, hd]
+        q = self.q_proj(self.q_norm(x)).unflatten(-1, (k.shape[3], -1, self.head_dim))[
+            :, :, None
+        ]  # [b, q, 1, Hkv, G, hd]
         weights = ((q * k).sum(-1, keepdim=True) * self.head_dim**-0.5).softmax(dim=2)  # [b, q, k, Hkv, G, 1]
         out: Tensor = self.o_proj((weights * v).sum(2).flatten(2))
         return 2 * x + out

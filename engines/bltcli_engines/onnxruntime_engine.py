@@ -142,7 +142,10 @@ class OrtRuntime:
 
 
 def open_onnxruntime(
-    specs: Mapping[GraphName, GraphSpec], paths: Mapping[GraphName, Path], weight_bytes: Mapping[GraphName, int], threads: int = 0
+    specs: Mapping[GraphName, GraphSpec],
+    paths: Mapping[GraphName, Path],
+    weight_bytes: Mapping[GraphName, int],
+    threads: int = 0,
 ) -> tuple[OrtRuntime, dict[GraphName, Engine]]:
     """All graphs in ONNX Runtime on the CPU. ModelError for bfloat16 graphs, which its CPU kernels cannot multiply."""
     if any(t.dtype == "bfloat16" for spec in specs.values() for t in spec.inputs):

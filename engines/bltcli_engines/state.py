@@ -24,7 +24,9 @@ def bind_state(engines: Mapping[GraphName, Engine], runtime: Runtime, rows: int)
             bound[name][past] = shared[present.removeprefix("present_")] = buffer
             by_axis[axis].append(buffer)
     for name, engine in engines.items():
-        engine.bind(bound[name] | {s.name: shared[s.name] for s in engine.spec.inputs if s.name in ("states", "latents")})
+        engine.bind(
+            bound[name] | {s.name: shared[s.name] for s in engine.spec.inputs if s.name in ("states", "latents")}
+        )
     return by_axis["slots"], by_axis["patch_slots"]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint -> bundle: writes the graphs, the host tables and the manifest, and fails when a graph is not the model."""
+"""Checkpoint -> bundle: writes the graphs, the host tables and the manifest; fails when a graph is not the model."""
 
 from __future__ import annotations
 
@@ -148,7 +148,8 @@ def weight_bytes(g: Builder) -> int:
     size: int = sum(
         value.const_value.nbytes
         for value in g.tape.initializers
-        if value.const_value is not None and not str(value.name).endswith("embed_tokens.weight")
+        if value.const_value is not None
+        and not str(value.name).endswith("embed_tokens.weight")
         and not str(value.name).startswith("constant_")
     )
     return size
@@ -186,12 +187,19 @@ def write_manifest(
         "ir_version": IR_VERSION,
         "model": checkpoint.config.to_dict(),
         "graphs": graphs,
-        "tables": {"file": TABLES, "parameters": sum(int(np.prod(checkpoint.weights[t].shape)) for t in HOST_TABLES.values())},
+        "tables": {
+            "file": TABLES,
+            "parameters": sum(int(np.prod(checkpoint.weights[t].shape)) for t in HOST_TABLES.values()),
+        },
         "files": files,
         "parity": parity.to_dict() if parity else {"checked": False},
         "licence": dict(checkpoint.licence),
         "metadata": dict(checkpoint.metadata),
-        "source": {"kind": checkpoint.kind, "sha256": checkpoint.sha256, "tensors": len(expected_shapes(checkpoint.config))},
+        "source": {
+            "kind": checkpoint.kind,
+            "sha256": checkpoint.sha256,
+            "tensors": len(expected_shapes(checkpoint.config)),
+        },
         "versions": _versions(),
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

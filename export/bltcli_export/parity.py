@@ -68,7 +68,8 @@ def check_parity(bundle: Bundle, checkpoint: Checkpoint, *, rounded_to: str | No
         return check_golden(bundle)
     if find_spec("torch") is None:
         raise ModelError(
-            "the parity check needs PyTorch: pip install 'bltcli[torch]', or export with --no-check (the manifest says so)"
+            "the parity check needs PyTorch: pip install 'bltcli[torch]', or export with --no-check "
+            "(the manifest records it)"
         )
     return _check_torch(bundle, checkpoint, rounded_to)
 

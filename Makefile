@@ -1,0 +1,60 @@
+# make generate   install the runtime and continue examples/prompt.txt with the built-in model
+# make test       install everything the tests need and run them
+# make check      ruff, mypy, pyright, then the tests
+
+PYTHON ?= python3
+VENV ?= .venv
+TEST_VENV ?= .venv-test
+TORCH ?= torch==2.13.0
+RUN := $(TEST_VENV)/bin/python -m
+
+.PHONY: generate install test test-slow lint check docs golden bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -e '.[cpu]'
+	touch $@
+
+generate: install
+	$(VENV)/bin/bltcli generate --method blt-s -k 16 < examples/prompt.txt
+
+# torch first: whatever depends on it then takes this build
+$(TEST_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(TEST_VENV)
+	$(TEST_VENV)/bin/python -m pip install --quiet '$(TORCH)'
+	$(TEST_VENV)/bin/python -m pip install --quiet -e '.[test]' -e '.[tensorrt-rtx]'
+	touch $@
+
+test: $(TEST_VENV)/.installed
+	$(RUN) pytest
+
+# minutes: every exactness claim at full size
+test-slow: $(TEST_VENV)/.installed
+	$(RUN) pytest -m slow -s
+
+lint: $(TEST_VENV)/.installed
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) pyright
+
+check: lint test
+
+# docs/cli.md and the man page, from --help
+docs: $(TEST_VENV)/.installed
+	$(RUN) bltcli.commands.docs
+
+# golden outputs of the built-in model, from the torch model
+golden: $(TEST_VENV)/.installed
+	$(RUN) bltcli_export.golden bltcli/models/builtin
+
+# writes benchmarks/results/*.jsonl
+bench: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/python benchmarks/compare_hf.py
+	$(TEST_VENV)/bin/python benchmarks/builtin.py
+	$(TEST_VENV)/bin/python benchmarks/exactness.py
+
+clean:
+	rm -rf $(VENV) $(TEST_VENV) build dist

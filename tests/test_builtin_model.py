@@ -1,0 +1,85 @@
+"""The model that ships: its files, its first export, and exactness on real weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bltcli.bundle import open_bundle
+from bltcli.checkpoint import open_checkpoint
+from bltcli.models import builtin_checkpoint, resolve_bundle
+from bltcli.pipeline import patch_text
+from bltcli.selftest import self_test
+
+ROOT = Path(__file__).parent.parent
+ENGLISH = b"The minister may, by order, amend the conditions of the permit. " * 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BLTCLI_CACHE_DIR", str(folder))
+        yield folder
+
+
+def exactness(tmp_path: Path, prompts: int, new_bytes: int) -> list[dict[str, object]]:
+    out = tmp_path / "rows.jsonl"
+    command = [sys.executable, str(ROOT / "benchmarks" / "exactness.py"), "--prompts", str(prompts)]
+    result = subprocess.run(
+        [*command, "--new-bytes", str(new_bytes), "--out", str(out)], capture_output=True, text=True
+    )
+    print(result.stdout)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_it_is_small_real_and_has_a_card() -> None:
+    folder = builtin_checkpoint()
+    assert (folder / "model.safetensors").stat().st_size < 12_000_000
+    config = open_checkpoint(folder).config
+    assert config.decoder.input == "lookup"
+    card = (folder / "MODEL_CARD.md").read_text()
+    for source in ("Tatoeba", "Open Government Licence - Canada", "Microsoft", "PHP", "Python", "CC-BY"):
+        assert source in card
+
+
+def test_its_first_use_makes_a_bundle_and_the_second_takes_it() -> None:
+    notices: list[str] = []
+    first = resolve_bundle(None, None, notices.append)
+    assert any("exporting the built-in model" in line for line in notices)
+    notices.clear()
+    assert resolve_bundle("builtin", "fp32", notices.append) == first
+    assert notices == []
+    assert open_bundle(first).manifest["parity"]["against"] == "golden outputs"
+
+
+def test_patches_average_about_four_bytes() -> None:
+    patches = patch_text(open_bundle(resolve_bundle(None, None, print)), ENGLISH)
+    assert 3 < np.mean([len(patch) for patch, _ in patches]) < 6.5
+    assert max(len(patch) for patch, _ in patches) <= 8
+
+
+@pytest.mark.parametrize("engine", ["ort-cpu", "torch"])
+def test_the_self_test_passes(engine: str) -> None:
+    checks = self_test(engine)
+    assert len(checks) >= 4
+    assert all(check.ok for check in checks), checks
+
+
+def test_self_speculation_equals_ar_on_real_weights(tmp_path: Path) -> None:
+    rows = exactness(tmp_path, prompts=20, new_bytes=64)
+    assert {(row["sampling"], row["k"]) for row in rows} == {
+        (s, k) for s in ("greedy", "sampled") for k in (1, 2, 4, 8, 16)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_self_speculation_equals_ar_on_200_prompts_of_every_kind(tmp_path: Path) -> None:
+    assert all(row["different_texts"] == 0 for row in exactness(tmp_path, prompts=200, new_bytes=256))
