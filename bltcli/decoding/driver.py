@@ -68,8 +68,8 @@ def generate(
                 return
             method.round(rows)
     finally:
-        for row in np.flatnonzero(rows.active):
-            rows.finish(int(row))
+        for row in np.flatnonzero(rows.active).tolist():
+            rows.finish(row)
         stats.wall_s += perf_counter() - began
 
 

@@ -7,9 +7,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast, get_args
 
 from bltcli.bundle import FORMAT_VERSION, is_bundle
 from bltcli.errors import ModelError, UsageError
+from bltcli.graphs import Precision
 
 BUILTIN = "builtin"
 
@@ -58,7 +60,7 @@ def _builtin_bundle(precision: str, notice: Callable[[str], None]) -> Path:
     from bltcli.checkpoint import open_checkpoint
     from bltcli_export.exporter import EXPORT_VERSION, export_checkpoint
 
-    if precision not in ("fp32", "fp16", "bf16"):
+    if precision not in get_args(Precision):
         raise UsageError(f"--precision is {precision}; use fp32, fp16 or bf16")
     checkpoint = open_checkpoint(builtin_checkpoint())
     name = f"{BUILTIN}-{checkpoint.sha256[:16]}-{precision}-v{FORMAT_VERSION}.{EXPORT_VERSION}"
@@ -74,7 +76,7 @@ def _builtin_bundle(precision: str, notice: Callable[[str], None]) -> Path:
         notice(f"{folder} cannot be written: using a temporary folder, each time anew; set BLTCLI_CACHE_DIR to another")
         folder = _temporary_folder()
     notice(f"first use: exporting the built-in model to {folder / name}")
-    return export_checkpoint(checkpoint, folder / name, precision=precision)
+    return export_checkpoint(checkpoint, folder / name, precision=cast(Precision, precision))
 
 
 def _temporary_folder() -> Path:

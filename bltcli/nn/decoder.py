@@ -41,7 +41,9 @@ class Decoder(Stack):
         rope = Rope.at(positions, self.config)
         for index, layer in enumerate(self.layers):
             if index < len(self.cross_attn_layers):
-                x = self.cross_attn_layers[index].read(x, slots, latent_index)
+                cross = self.cross_attn_layers[index]
+                assert isinstance(cross, CrossAttention)
+                x = cross.read(x, slots, latent_index)
             x = layer(x, rope, mask, *self.cache_of(cache, index))
         logits: Tensor = self.lm_head(self.norm(x)).float()
         return logits

@@ -109,7 +109,8 @@ class OrtEngine:
 
     def _bind_shapes(self, feeds: Arrays) -> _Binding:
         io = self.session.io_binding()
-        state, sizes = self.spec.state, {}
+        state = self.spec.state
+        sizes: dict[int | str, int] = {}
         own: dict[str, NDArray[Any]] = {}
         for spec in self.spec.inputs:
             if spec.name in self._buffers:

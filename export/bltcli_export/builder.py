@@ -49,7 +49,10 @@ class Builder:
 
     def split(self, value: ir.Value, sizes: Sequence[int]) -> Sequence[ir.Value]:
         """Split the last axis."""
-        return self.tape.op_multi_out("Split", [value, self.ints(*sizes)], {"axis": -1}, num_outputs=len(sizes))
+        parts: Sequence[ir.Value] = self.tape.op_multi_out(
+            "Split", [value, self.ints(*sizes)], {"axis": -1}, num_outputs=len(sizes)
+        )
+        return parts
 
     def ints(self, *values: int) -> ir.Value:
         """A one-dimensional int64 constant."""

@@ -89,8 +89,8 @@ def check_golden(bundle: Bundle) -> Parity:
         parity.calls += 1
     parity.compare("entropy", np.concatenate(entropy), golden["entropy"])
     parity.compare("logits", np.concatenate(logits), golden["logits"])
-    for name, graph in (("states", "encoder"), ("latents", "global")):
-        found = watched[graph].buffers[f"past_{name}"].numpy()[0, 0]
+    for name, engine in (("states", watched["encoder"]), ("latents", watched["global"])):
+        found = engine.buffers[f"past_{name}"].numpy()[0, 0]
         parity.compare(name, found[: len(golden[name])], golden[name])
     return parity.require()
 
