@@ -1,0 +1,148 @@
+"""What a training run is: frozen dataclasses read strictly from one TOML file; knows no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from bltcli.config import ModelConfig
+from bltcli.errors import BltError, UsageError
+
+SourceKind = Literal["pairs", "prose"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One source of documents. `pairs`: two line-aligned files NAME.SRC and NAME.TGT, NAME ending in `.SRC-TGT`;
+    `prose`: text files whose paragraphs are parted by empty lines (or are one line each with `line_paragraphs`)."""
+
+    name: str
+    kind: SourceKind
+    files: tuple[str, ...]  # under the data root; pairs: one, without the language suffix
+    weight: float  # share of the bytes, relative to the other sources
+    join: int = 1  # up to so many pairs or consecutive paragraphs make one document
+    line_paragraphs: bool = False
+    drop: tuple[str, ...] = ()  # prose: paragraphs that hold one of these are left out
+
+    def __post_init__(self) -> None:
+        if not self.files or (self.kind == "pairs" and len(self.files) != 1):
+            raise UsageError(f"source {self.name}: files has {len(self.files)} entries; pairs take 1, prose 1 or more")
+        if self.weight <= 0 or self.join < 1:
+            raise UsageError(f"source {self.name}: weight {self.weight} and join {self.join} must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which documents, and how they are packed into batches."""
+
+    root: str = ""  # folder of the files; empty: given on the command line or by BLTCLI_DATA
+    seed: int
+    row_bytes: int  # ids per packed row, BOS and EOS included
+    batch_rows: int
+    dev_modulo: int = 200  # one text in so many is held out, by a hash of the text
+    sources: tuple[SourceConfig, ...]
+
+    def __post_init__(self) -> None:
+        if self.row_bytes < 8 or self.batch_rows < 1 or self.dev_modulo < 2 or not self.sources:
+            raise UsageError("data: needs row_bytes >= 8, batch_rows >= 1, dev_modulo >= 2 and at least one source")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """One run of the loop: linear warm-up to `learning_rate`, then a cosine down to `final_fraction` of it."""
+
+    steps: int
+    learning_rate: float
+    warmup_steps: int
+    final_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.warmup_steps < 0 or self.learning_rate <= 0:
+            raise UsageError("phase: needs steps >= 1, warmup_steps >= 0 and a positive learning_rate")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """AdamW and how a step is computed."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # of linear weights; embeddings and norms are not decayed
+    clip: float = 1.0
+    accumulate: int = 1  # batches per step
+    bf16: bool = False  # autocast of the trained part; the frozen patcher always runs in float32
+    compile: bool = False  # torch.compile the trained parts of the second phase; needs a C++ compiler
+    save_every: int = 200  # steps between resumable checkpoints
+    log_every: int = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole recipe. The model's patcher threshold is calibrated so that held-out patches average
+    `bytes_per_patch`; its figure in the recipe is replaced."""
+
+    data: DataConfig
+    model: ModelConfig
+    bytes_per_patch: float
+    patcher: PhaseConfig
+    blt: PhaseConfig
+    optimiser: OptimiserConfig
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read a recipe; unknown or missing keys and wrong types raise UsageError."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        model = ModelConfig.from_dict(_with_absent(table.pop("model", {})))
+        return _read(TrainConfig, table | {"model": model}, "recipe")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, BltError) as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _with_absent(model: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: an absent window or max_patch_length means none, an absent threshold that it is calibrated."""
+    absent = {"patcher": {"window": None, "max_patch_length": None, "threshold_nats": 0.0}}
+    return {k: absent.get(k, {"window": None}) | v if isinstance(v, dict) else v for k, v in model.items()}
+
+
+T = TypeVar("T")
+
+
+def _read(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is always a dataclass here
+    unknown = sorted(set(table) - set(fields))
+    if unknown:
+        raise UsageError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(fields)}")
+    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in table]
+    if missing:
+        raise UsageError(f"{where}: missing key {missing[0]!r}")
+    return cls(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in table.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type; bool is no int here, and an int may stand for a float."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        if isinstance(value, Mapping):
+            return _read(hint, value, where)
+    elif typing.get_origin(hint) is tuple:
+        if isinstance(value, list):
+            return tuple(_value(typing.get_args(hint)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    elif typing.get_origin(hint) is Literal:
+        if value in typing.get_args(hint):
+            return value
+    elif hint is float:
+        if type(value) in (int, float):
+            return float(value)
+    elif type(value) is hint:
+        return value
+    raise UsageError(f"{where} is {value!r}, expected {getattr(hint, '__name__', hint)}")

@@ -1,0 +1,124 @@
+"""A whole run: patcher, its rounding and threshold, the rest of the model, the checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bltcli.config import ModelConfig
+from bltcli.errors import UsageError
+from bltcli.layout import document_positions, text_closes
+from bltcli.nn import Blt
+from bltcli.train.config import TrainConfig
+from bltcli.train.data import Corpus
+from bltcli.train.loop import Trainer, log_to
+from bltcli.train.objective import Objective, bits_per_byte, blt_objective, patcher_objective
+from bltcli.train.save import save_checkpoint
+from bltcli.vocab import PAD
+
+_CALIBRATION_BATCHES = 8
+LICENCE = {"weights": "Apache-2.0", "attributions": "MODEL_CARD.md"}
+
+
+def train(config: TrainConfig, root: Path, out: Path, *, resume: bool, show: Callable[[str], None]) -> dict[str, Any]:
+    """Run the recipe on the files under `root`, writing states, a log and the checkpoint into `out`; returns the
+    figures that also stand in the checkpoint. With `resume`, states found in `out` are taken up."""
+    states = [out / "patcher.pt", out / "blt.pt"]
+    if not resume and any(s.exists() for s in states):
+        raise UsageError(f"{out} holds an earlier run; use --resume to go on or --fresh to discard it")
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.data.seed)
+    train_corpus, dev = Corpus(config.data, root, "train"), Corpus(config.data, root, "dev")
+    model = Blt(config.model)
+
+    patcher = Trainer(
+        model, [model.patcher], patcher_objective, train_corpus, config.patcher, config.optimiser, states[0]
+    )
+    patcher.resume()
+    patcher.run(log_to(out / "log.jsonl", "patcher", show))
+    model = frozen_patcher(model, dev, config.bytes_per_patch)
+    show(f"threshold {model.config.patcher.threshold_nats:.4f} nats")
+
+    parts = [model.encoder, model.global_model, model.decoder]
+    if config.optimiser.compile:
+        for part in parts:
+            part.compile(dynamic=True)
+    blt = Trainer(model, parts, blt_objective, train_corpus, config.blt, config.optimiser, states[1])
+    blt.resume()
+    blt.run(log_to(out / "log.jsonl", "blt", show))
+
+    figures = export(model, patcher, blt, dev, out / "checkpoint")
+    show(json.dumps(figures, indent=2))
+    return figures
+
+
+def export(trained: Blt, patcher: Trainer, blt: Trainer, dev: Corpus, folder: Path) -> dict[str, Any]:
+    """Write the checkpoint; its figures are measured on the weights as rounded to bfloat16, in float32."""
+    model = Blt(trained.config)
+    model.load_state_dict(trained.state_dict())
+    model.bfloat16().float()
+    figures = {
+        "seed": dev.config.seed,
+        "patcher": {"steps": patcher.step, "bytes": patcher.seen_bytes, **evaluate(model, dev, patcher_objective)},
+        "blt": {"steps": blt.step, "bytes": blt.seen_bytes, **evaluate(model, dev, blt_objective)},
+        "dev_bytes_per_patch": bytes_per_patch(model.config, *entropies(model, dev)),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    save_checkpoint(model, folder, licence=LICENCE, training=figures)
+    return figures
+
+
+def frozen_patcher(model: Blt, dev: Corpus, wanted: float) -> Blt:
+    """The model with its patcher rounded to bfloat16, as shipped, its threshold calibrated, and no gradient."""
+    model.patcher.bfloat16().float().requires_grad_(False)
+    threshold = calibrate(model.config, *entropies(model, dev), wanted)
+    patcher = dataclasses.replace(model.config.patcher, threshold_nats=threshold)
+    calibrated = Blt(dataclasses.replace(model.config, patcher=patcher))
+    calibrated.load_state_dict(model.state_dict())
+    calibrated.patcher.requires_grad_(False)
+    return calibrated
+
+
+def entropies(model: Blt, dev: Corpus) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out ids [n, N] and their next-byte entropies in nats, float32 [n, N]."""
+    batches = [dev.batch(n) for n in range(_CALIBRATION_BATCHES)]
+    return np.concatenate(batches), np.concatenate([model.entropies(ids).cpu().numpy() for ids in batches])
+
+
+def bytes_per_patch(config: ModelConfig, ids: np.ndarray, nats: np.ndarray) -> float:
+    """Mean patch length over `ids`, BOS and EOS included, PAD left out."""
+    closes = text_closes(nats, document_positions(ids)[0], config.patcher)
+    real = ids != PAD
+    return float(real.sum() / (closes & real).sum())
+
+
+def calibrate(config: ModelConfig, ids: np.ndarray, nats: np.ndarray, wanted: float) -> float:
+    """The entropy threshold in nats, to four decimals, at which patches average `wanted` bytes: longer patches for a
+    higher threshold, found by halving."""
+    low, high = 0.0, float(nats.max())
+    for _ in range(20):
+        middle = (low + high) / 2
+        patcher = dataclasses.replace(config.patcher, threshold_nats=middle)
+        if bytes_per_patch(dataclasses.replace(config, patcher=patcher), ids, nats) < wanted:
+            low = middle
+        else:
+            high = middle
+    return round((low + high) / 2, 4)
+
+
+@torch.no_grad()
+def evaluate(model: Blt, dev: Corpus, objective: Objective) -> dict[str, Any]:
+    """Held-out bits per byte in float32 of each source, and their mean by the sources' weights."""
+    by_source = {}
+    for number, source in enumerate(dev.sources):
+        loss, count = objective(model, dev.batch(0, number), False)
+        by_source[source.config.name] = round(bits_per_byte(loss.item(), count.item()), 4)
+    weights = [s.config.weight for s in dev.sources]
+    overall = float(np.average(list(by_source.values()), weights=weights))
+    return {"dev_bits_per_byte": round(overall, 4), "dev_bits_per_byte_by_source": by_source}

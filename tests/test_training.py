@@ -1,0 +1,347 @@
+"""Training: packing never leaks across documents, a resumed run is the same run, and toy text is learned."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from bltcli.checkpoint.names import expected_shapes
+from bltcli.config import ModelConfig
+from bltcli.errors import UsageError
+from bltcli.nn import Blt
+from bltcli.train.config import OptimiserConfig, PhaseConfig, load_config
+from bltcli.train.data import Corpus, held_out, pack, translation
+from bltcli.train.loop import Trainer, learning_rate
+from bltcli.train.objective import blt_objective, patcher_objective, predicted
+from bltcli.train.recipe import bytes_per_patch, calibrate, entropies, train
+from bltcli.vocab import BOS, EOS, OFFSET, PAD, decode, encode
+
+RECIPE = """
+bytes_per_patch = 4.0
+[data]
+seed = 7
+row_bytes = 96
+batch_rows = 4
+dev_modulo = 4
+[[data.sources]]
+name = "pairs"
+kind = "pairs"
+files = ["train/toy.en-fr"]
+weight = 0.7
+join = 2
+[[data.sources]]
+name = "prose"
+kind = "prose"
+files = ["lm/toy.txt"]
+weight = 0.3
+join = 2
+[model]
+cross_attn_k = 2
+[model.patcher]
+hidden_size = 32
+num_layers = 1
+num_heads = 2
+num_kv_heads = 2
+intermediate_size = 64
+rope_theta = 10000.0
+max_positions = 512
+max_patch_length = 8
+[model.encoder]
+hidden_size = 32
+num_layers = 1
+num_heads = 2
+num_kv_heads = 2
+intermediate_size = 64
+rope_theta = 500000.0
+max_positions = 512
+window = 64
+hash_group_sizes = [3, 4]
+hash_vocab = 64
+[model.global_model]
+hidden_size = 64
+num_layers = 1
+num_heads = 2
+num_kv_heads = 2
+intermediate_size = 128
+rope_theta = 500000.0
+max_positions = 512
+[model.decoder]
+hidden_size = 32
+num_layers = 1
+num_heads = 2
+num_kv_heads = 2
+intermediate_size = 64
+rope_theta = 500000.0
+max_positions = 512
+window = 64
+input = "lookup"
+[patcher]
+steps = 6
+learning_rate = 0.005
+warmup_steps = 2
+[blt]
+steps = 6
+learning_rate = 0.005
+warmup_steps = 2
+[optimiser]
+save_every = 3
+log_every = 1
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data root with forty pairs and forty hard-wrapped paragraphs."""
+    for folder in ("train", "lm"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    english = [f"the cat number {n} sees the dog" for n in range(40)]
+    french = [f"le chat numéro {n} voit le chien" for n in range(40)]
+    (tmp_path / "data/train/toy.en-fr.en").write_text("\n".join(english) + "\n")
+    (tmp_path / "data/train/toy.en-fr.fr").write_text("\n".join(french) + "\n")
+    prose = [f"Paragraph {n} is long enough to be kept\nand is wrapped by hand." for n in range(40)]
+    (tmp_path / "data/lm/toy.txt").write_text("\n\n".join(prose))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def ids_of(text: bytes) -> np.ndarray:
+    return np.append(encode(text), EOS)
+
+
+def tiny_model(recipe: Path) -> Blt:
+    torch.manual_seed(0)
+    config = load_config(recipe).model
+    patcher = dataclasses.replace(config.patcher, threshold_nats=5.3)
+    return Blt(dataclasses.replace(config, patcher=patcher))
+
+
+def losses_of(out: Path, phase: str) -> list[tuple[int, float]]:
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [(r["step"], r["bits_per_byte"]) for r in records if r["phase"] == phase]
+
+
+# recipe
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("seed = 7", "sede = 7", "unknown key 'sede'"),
+        ("seed = 7", "seed = true", "recipe.data.seed is True, expected int"),
+        ('kind = "prose"', 'kind = "verse"', "kind"),
+        ("hidden_size = 64\n", "hidden_size = 65\n", "hidden_size 65"),
+        ("bytes_per_patch = 4.0", "", "missing key 'bytes_per_patch'"),
+    ],
+)
+def test_a_recipe_with_a_wrong_key_or_value_is_refused(recipe: Path, before: str, after: str, message: str) -> None:
+    recipe.write_text(RECIPE.replace(before, after, 1))
+    with pytest.raises(UsageError, match=message):
+        load_config(recipe)
+
+
+def test_the_shipped_recipe_reads_and_its_weights_stay_under_twelve_megabytes() -> None:
+    config = load_config(Path(__file__).parents[1] / "examples" / "train-builtin.toml")
+    assert 2 * sum(int(np.prod(shape)) for shape in expected_shapes(config.model).values()) < 12_000_000
+
+
+# data
+
+
+def test_whole_documents_are_packed_and_a_document_without_room_is_cut() -> None:
+    documents = [ids_of(b"a" * n) for n in (10, 5, 3, 12)]
+    packed = pack(documents, rows=2, row_bytes=16)
+    texts = [decode(d) for row in packed for d in np.split(row, np.flatnonzero(row == BOS))]
+    assert sorted(len(t) for t in texts if t) == [1, 3, 10, 12]  # the document of 5 found no room
+    assert np.array_equal(packed[0], np.concatenate([documents[3], encode(b"a")]))
+
+
+def test_a_batch_depends_on_the_seed_and_its_number_only(recipe: Path, root: Path) -> None:
+    config = load_config(recipe).data
+    first, second = Corpus(config, root, "train"), Corpus(config, root, "train")
+    second.batch(3)
+    assert np.array_equal(first.batch(5), second.batch(5))
+    assert not np.array_equal(first.batch(5), first.batch(6))
+    other = Corpus(dataclasses.replace(config, seed=8), root, "train")
+    assert not np.array_equal(first.batch(5), other.batch(5))
+
+
+def test_held_out_texts_never_reach_a_training_batch(recipe: Path, root: Path) -> None:
+    config = load_config(recipe).data
+    english = (root / "train/toy.en-fr.en").read_bytes().splitlines()
+    dev = [line for line in english if held_out(line, config.dev_modulo)]
+    assert 0 < len(dev) < len(english)
+    batches = [Corpus(config, root, split).batch(n) for split in ("train", "dev") for n in range(20)]
+    train_text = b"".join(decode(row.tolist()) + b"|" for batch in batches[:20] for row in batch)
+    dev_text = b"".join(decode(row.tolist()) + b"|" for batch in batches[20:] for row in batch)
+    assert not any(line in train_text for line in dev)
+    assert any(line in dev_text for line in dev)
+
+
+def test_documents_have_the_documented_form(recipe: Path, root: Path) -> None:
+    corpus = Corpus(load_config(recipe).data, root, "train")
+    rng = np.random.default_rng(0)
+    pairs = [corpus.sources[0].draw(rng) for _ in range(20)]
+    assert {p.split(b"\n")[0] for p in pairs} == {b"en>fr", b"fr>en"}
+    assert all(p.count(b"\n") == 2 for p in pairs)
+    assert translation("en>fr", b"A", b"B") == b"en>fr\nA\nB"
+    prose = corpus.sources[1].draw(rng)
+    assert b"to be kept and is wrapped" in prose
+
+
+# objective
+
+
+def test_no_loss_crosses_a_document_or_counts_padding() -> None:
+    ids = np.concatenate([ids_of(b"ab"), ids_of(b"c"), [PAD, PAD]])[None]
+    assert predicted(ids).tolist() == [[True, True, True, False, True, True, False, False]]
+
+
+@pytest.mark.parametrize("objective", [patcher_objective, blt_objective])
+def test_the_loss_of_packed_documents_is_the_sum_of_their_own_losses(recipe: Path, objective: Any) -> None:
+    model = tiny_model(recipe)
+    documents = [ids_of(t) for t in (b"one document", "un deuxième, plus long".encode(), b"3")]
+    packed = np.concatenate([*documents, np.full(4, PAD)])[None]
+    with torch.no_grad():
+        loss, count = objective(model, packed, False)
+        alone = [objective(model, d[None], False) for d in documents]
+    assert count.item() == sum(c.item() for _, c in alone) == sum(len(d) - 1 for d in documents)
+    torch.testing.assert_close(loss, torch.stack([x for x, _ in alone]).sum(), rtol=1e-5, atol=1e-4)
+
+
+def test_a_changed_document_leaves_its_neighbours_losses_alone(recipe: Path) -> None:
+    model = tiny_model(recipe)
+    first, second = ids_of(b"the first document"), ids_of(b"the second document")
+    packed = np.concatenate([first, second])[None]
+    changed = packed.copy()
+    changed[0, 1 : len(first) - 1] = OFFSET + ord("z")
+    with torch.no_grad():
+        logits, others = model(model.layout(packed)), model(model.layout(changed))
+    torch.testing.assert_close(logits[:, len(first) :], others[:, len(first) :], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits[:, : len(first)], others[:, : len(first)])
+
+
+# loop
+
+
+def test_the_rate_warms_up_and_falls_to_its_final_fraction() -> None:
+    phase = PhaseConfig(steps=10, learning_rate=1.0, warmup_steps=4, final_fraction=0.1)
+    rates = [learning_rate(step, phase) for step in range(11)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert all(a > b for a, b in itertools.pairwise(rates[4:]))
+    assert rates[10] == pytest.approx(0.1)
+
+
+def test_accumulated_batches_give_the_gradient_of_one_large_batch(recipe: Path, root: Path, tmp_path: Path) -> None:
+    config = load_config(recipe)
+    phase = dataclasses.replace(config.patcher, steps=1)
+    corpus = Corpus(config.data, root, "train")
+
+    class Joined:
+        def batch(self, number: int) -> np.ndarray:
+            return np.concatenate([corpus.batch(2 * number), corpus.batch(2 * number + 1)])
+
+    weights = []
+    for data, accumulate in ((corpus, 2), (Joined(), 1)):
+        model = tiny_model(recipe)
+        optimiser = OptimiserConfig(accumulate=accumulate)
+        trainer = Trainer(model, [model.patcher], patcher_objective, data, phase, optimiser, tmp_path / "s.pt")  # type: ignore[arg-type]
+        trainer.run(lambda record: None)
+        weights.append(model.patcher.state_dict()["layers.0.mlp.up_proj.weight"])
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stopped_in", ["patcher", "blt"])
+def test_a_resumed_run_has_exactly_the_losses_of_an_unbroken_one(
+    recipe: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_in: str
+) -> None:
+    config = load_config(recipe)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    figures = train(config, root, whole, resume=False, show=lambda line: None)
+
+    take_step = Trainer.take_step
+
+    def stopping(self: Trainer) -> tuple[float, float]:
+        if self.state_file.stem == stopped_in and self.step == 4:
+            raise KeyboardInterrupt
+        return take_step(self)
+
+    monkeypatch.setattr(Trainer, "take_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, root, broken, resume=False, show=lambda line: None)
+    monkeypatch.setattr(Trainer, "take_step", take_step)
+    assert train(config, root, broken, resume=True, show=lambda line: None) == figures
+    for phase in ("patcher", "blt"):
+        assert dict(losses_of(broken, phase)) == dict(losses_of(whole, phase))
+        assert len(losses_of(broken, phase)) == config.blt.steps + (phase == stopped_in)  # step 4 was taken twice
+    ours, theirs = (load_file(out / "checkpoint" / "model.safetensors") for out in (whole, broken))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_earlier_run_is_neither_overwritten_nor_resumed_unasked(recipe: Path, root: Path, tmp_path: Path) -> None:
+    config = load_config(recipe)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "blt.pt").touch()
+    with pytest.raises(UsageError, match="--resume"):
+        train(config, root, tmp_path / "out", resume=False, show=lambda line: None)
+
+
+def test_both_losses_fall_on_a_toy_text(recipe: Path, root: Path, tmp_path: Path) -> None:
+    config = load_config(recipe)
+    corpus = Corpus(config.data, root, "train")
+    model = tiny_model(recipe)
+    phase = dataclasses.replace(config.blt, steps=60, learning_rate=1e-2)
+    for objective, parts in (
+        (patcher_objective, [model.patcher]),
+        (blt_objective, [model.encoder, model.global_model, model.decoder]),
+    ):
+        records: list[dict[str, Any]] = []
+        Trainer(model, parts, objective, corpus, phase, config.optimiser, tmp_path / "s.pt").run(records.append)
+        assert records[0]["bits_per_byte"] > 7
+        assert records[-1]["bits_per_byte"] < 3.5
+
+
+# checkpoint
+
+
+def test_the_threshold_is_calibrated_to_the_wanted_patch_length(recipe: Path, root: Path) -> None:
+    config = load_config(recipe)
+    model = tiny_model(recipe)
+    ids, nats = entropies(model, Corpus(config.data, root, "dev"))
+    threshold = calibrate(config.model, ids, nats, 3.0)
+    patcher = dataclasses.replace(config.model.patcher, threshold_nats=threshold)
+    assert bytes_per_patch(dataclasses.replace(config.model, patcher=patcher), ids, nats) == pytest.approx(3.0, abs=0.1)
+
+
+def test_the_command_writes_a_checkpoint_of_the_documented_form(recipe: Path, root: Path, tmp_path: Path) -> None:
+    from bltcli.commands.train import command
+
+    arguments = [str(recipe), "--data", str(root), "--out", str(tmp_path / "out"), "--steps", "2"]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert not result.stdout
+    folder = tmp_path / "out" / "checkpoint"
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["format"], config["format_version"]) == ("bltcli-checkpoint", 1)
+    assert config["training"]["blt"]["steps"] == 2
+    model = ModelConfig.from_dict(config["model"])
+    tensors = load_file(folder / "model.safetensors")
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == expected_shapes(model)
+    assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
+    Blt(model).load_state_dict(tensors)
