@@ -24,7 +24,7 @@ generate: install
 $(TEST_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(TEST_VENV)
 	$(TEST_VENV)/bin/python -m pip install --quiet '$(TORCH)'
-	$(TEST_VENV)/bin/python -m pip install --quiet -e '.[test]' -e '.[tensorrt-rtx]'
+	$(TEST_VENV)/bin/python -m pip install --quiet -e '.[test,tensorrt-rtx]'
 	touch $@
 
 test: $(TEST_VENV)/.installed
@@ -38,7 +38,7 @@ lint: $(TEST_VENV)/.installed
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
-	$(RUN) pyright
+	$(RUN) pyright --pythonpath $(TEST_VENV)/bin/python
 
 check: lint test
 

@@ -115,21 +115,27 @@ class Pipeline:
     def draft(self, pending: IdArray, counts: IdArray, choose: Choose) -> list[IdArray]:
         longest = int(counts.max())
         drafts = np.zeros((self.rows, longest), dtype=np.int64)
-        current = pending.copy()
         if longest:
-            self._make_room(self.lengths, counts + self._pad(1))
+            self._make_room(self.lengths, np.full_like(counts, longest + self._pad(1)))
         lookup = self.config.decoder.input == "lookup"
+        place = self._place(self.lengths, counts, longest, self.config.decoder.window)
         latent = np.maximum(self.patches - 1, 0)[:, None]  # the last closed one, for every drafted byte
+        current = pending.copy()
         for step in range(longest):
             live = counts > step
-            starts, one = self.lengths + np.minimum(step, counts), live.astype(np.int64)
-            self._store(starts, [current[row : row + 1] if live[row] else pending[:0] for row in range(self.rows)])
-            if not lookup:
-                self._encode(starts + one)
+            if not lookup:  # encoder states of drafted bytes are exact, and kept
+                self._store(
+                    self.lengths + step, [current[r : r + 1] if live[r] else current[:0] for r in range(self.rows)]
+                )
+                self._encode(self.lengths + np.minimum(step + 1, counts))
             # drafted rows are run again by the verifying pass, so a single row needs no padding here
-            place = self._place(starts, one, 1, self.config.decoder.window)
-            logits = self._run_decoder(current[:, None], starts[:, None], latent, place)
-            chosen = choose(logits[live, 0], np.flatnonzero(live), starts[live] + 1)
+            row = {
+                "position_ids": place["position_ids"][:, step : step + 1],
+                "write_indices": place["write_indices"] + step,
+                "attn_bias": place["attn_bias"][:, :, step : step + 1],
+            }
+            logits = self._run_decoder(current[:, None], (self.lengths + step)[:, None], latent, row)
+            chosen = choose(logits[live, 0], np.flatnonzero(live), self.lengths[live] + step + 1)
             drafts[live, step] = current[live] = chosen
         return [drafts[row, : counts[row]] for row in range(self.rows)]
 

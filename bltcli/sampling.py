@@ -48,10 +48,11 @@ class Sampler:
         allowed[:, NEVER_GENERATED] = -np.inf
         if self.ignore_eos:
             allowed[:, EOS] = -np.inf
-        if self.temperature == 0:
-            return allowed.argmax(axis=-1).astype(np.int64)
-        noise = np.stack([self.noise(int(r), int(p)) for r, p in zip(records, positions, strict=True)])
-        return (self.log_probabilities(allowed) + noise).argmax(axis=-1).astype(np.int64)
+        if self.temperature > 0:
+            noise = np.stack([self.noise(int(r), int(p)) for r, p in zip(records, positions, strict=True)])
+            allowed = self.log_probabilities(allowed) + noise
+        chosen: IdArray = allowed.argmax(axis=-1)
+        return chosen
 
     def log_probabilities(self, allowed: NDArray[np.float64]) -> NDArray[np.float64]:
         """Log of the distribution drawn from, float64 [n, 260], up to a constant per row; minus infinity where cut."""

@@ -19,7 +19,7 @@ ALLOWED = {
     "bltcli/graphs.py": {"bltcli.config", "bltcli.vocab"},
     "bltcli/stats.py": {"bltcli.graphs"},
     "bltcli/nn": LEAVES | {"bltcli.nn", "bltcli.layout", "bltcli.checkpoint"},
-    "bltcli/checkpoint": LEAVES | {"bltcli.checkpoint"},
+    "bltcli/checkpoint": LEAVES | {"bltcli.checkpoint", "bltcli.atomic"},
     "bltcli/decoding": LEAVES | {"bltcli.decoding", "bltcli.sampling"},
     "engines/bltcli_engines": LEAVES | {"bltcli_engines", "bltcli.nn", "bltcli.checkpoint"},
 }

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from numpy.typing import NDArray
 
+from bltcli.atomic import atomic_folder
 from bltcli.checkpoint.files import read_json
 from bltcli.checkpoint.names import expected_shapes
 from bltcli.checkpoint.safetensors_map import write_safetensors
@@ -58,30 +57,17 @@ def write_checkpoint(
     clash = sorted(set(metadata) & set(_OWN_KEYS))
     if clash:
         raise ModelError(f"metadata key {clash[0]!r} is reserved in config.json")
-    _check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
-        new.mkdir()
-        own = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": config.to_dict(), "licence": dict(licence)}
-        (new / "config.json").write_text(json.dumps({**own, **metadata}, indent=2) + "\n", encoding="utf-8")
-        write_safetensors(
-            new / "model.safetensors",
-            {name: (DTYPES[weight.dtype], weight.shape, weight.chunks()) for name, weight in tensors.items()},
-            {"format": FORMAT},
-        )
-        _put_in_place(new, folder, old)
-
-
-def _put_in_place(new: Path, folder: Path, old: Path) -> None:
-    if folder.exists():
-        os.rename(folder, old)
+    own = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": config.to_dict(), "licence": dict(licence)}
     try:
-        os.rename(new, folder)
-    except OSError:
-        if old.exists():
-            os.rename(old, folder)
-        raise
+        with atomic_folder(folder, _is_own) as new:
+            (new / "config.json").write_text(json.dumps({**own, **metadata}, indent=2) + "\n", encoding="utf-8")
+            write_safetensors(
+                new / "model.safetensors",
+                {name: (DTYPES[weight.dtype], weight.shape, weight.chunks()) for name, weight in tensors.items()},
+                {"format": FORMAT},
+            )
+    except FileExistsError:
+        raise ModelError(f"{folder}: exists, is not empty and is no bltcli checkpoint; choose another folder") from None
 
 
 def _check(config: ModelConfig, tensors: Mapping[str, Weight]) -> None:
@@ -94,12 +80,6 @@ def _check(config: ModelConfig, tensors: Mapping[str, Weight]) -> None:
             raise ModelError(f"tensor {name} is {list(weight.shape)}, the configuration says {list(expected[name])}")
 
 
-def _check_replaceable(folder: Path) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: exists and is no folder; choose another")
-    if any(folder.iterdir()):
-        config = folder / "config.json"
-        if not config.exists() or read_json(config).get("format") != FORMAT:
-            raise ModelError(f"{folder}: exists, is not empty and is no bltcli checkpoint; choose another folder")
+def _is_own(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.exists() and read_json(config).get("format") == FORMAT
