@@ -6,27 +6,45 @@ from pathlib import Path
 
 import click
 
+from bltcli import render, settings
+from bltcli.commands import options
+from bltcli.errors import UsageError
 
-@click.command(name="train")
+
+@click.command(
+    epilog="""
+A run may be stopped at any time: it keeps its state in --out, and --resume goes on from the last saved step with the
+very losses of a run that was never stopped.
+
+\b
+Examples:
+  bltcli train examples/train-builtin.toml --data corpora --out runs/builtin
+  bltcli train examples/train-builtin.toml --data corpora --out runs/builtin --resume""",
+)
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/train"), show_default=True,
-              help="Folder for states, log.jsonl and checkpoint/.")  # fmt: skip
-@click.option("--data", envvar="BLTCLI_DATA", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="Root of the recipe's files (else data.root of the recipe). [env: BLTCLI_DATA]")  # fmt: skip
-@click.option("--resume/--fresh", default=None, help="Go on with the run in --out, or discard it.")
-@click.option("--steps", type=click.IntRange(min=1), help="Steps of the second phase, in place of the recipe's.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@options(
+    click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/train"),
+                 show_default=True, help="Folder for the run's state, log.jsonl and checkpoint/."),
+    click.option("--data", envvar="BLTCLI_DATA", type=click.Path(exists=True, file_okay=False, path_type=Path),
+                 help="Root of the recipe's files (else data.root of the recipe). [env: BLTCLI_DATA]"),
+    click.option("--resume/--fresh", default=None, help="Go on with the run in --out, or discard it."),
+    click.option("--steps", type=click.IntRange(min=1), help="Steps of the second phase, in place of the recipe's."),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads."),
+    settings.verbosity_options,
+)  # fmt: skip
 def command(
     config: Path, out: Path, data: Path | None, resume: bool | None, steps: int | None, threads: int | None
 ) -> None:
-    """Train a model from the recipe CONFIG (TOML): the entropy model first, then the rest with it frozen."""
+    """Train a model from the recipe CONFIG (TOML): first the entropy model, then the rest with it frozen.
+
+    The checkpoint, in bltcli's own format, is in the folder checkpoint of --out.
+    """
     import dataclasses
 
     import torch
 
-    from bltcli.errors import UsageError
     from bltcli.train.config import load_config
-    from bltcli.train.recipe import train
+    from bltcli.train.recipe import discard, train
 
     recipe = load_config(config)
     if steps is not None:
@@ -37,6 +55,5 @@ def command(
     if threads is not None:
         torch.set_num_threads(threads)
     if resume is False:
-        for state in ("patcher.pt", "blt.pt", "log.jsonl"):
-            (out / state).unlink(missing_ok=True)
-    train(recipe, root, out, resume=bool(resume), show=lambda line: click.echo(line, err=True))
+        discard(out)
+    train(recipe, root, out, resume=bool(resume), show=render.notice)

@@ -92,6 +92,8 @@ class TrainConfig:
     patcher: PhaseConfig
     blt: PhaseConfig
     optimiser: OptimiserConfig
+    licence: dict[str, str] = dataclasses.field(default_factory=dict)  # these two go into the checkpoint as they are
+    prompt_format: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def load_config(path: Path) -> TrainConfig:
@@ -121,7 +123,8 @@ def _read(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     unknown = sorted(set(table) - set(fields))
     if unknown:
         raise UsageError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(fields)}")
-    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in table]
+    required = (n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING)
+    missing = [n for n in required if n not in table]
     if missing:
         raise UsageError(f"{where}: missing key {missing[0]!r}")
     return cls(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in table.items()})
@@ -137,6 +140,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     elif typing.get_origin(hint) is tuple:
         if isinstance(value, list):
             return tuple(_value(typing.get_args(hint)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    elif typing.get_origin(hint) is dict:
+        if isinstance(value, Mapping):
+            return {key: _value(typing.get_args(hint)[1], v, f"{where}.{key}") for key, v in value.items()}
     elif typing.get_origin(hint) is Literal:
         if value in typing.get_args(hint):
             return value

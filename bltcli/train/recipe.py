@@ -6,11 +6,12 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 
+from bltcli.atomic import write_atomically
 from bltcli.config import ModelConfig
 from bltcli.errors import UsageError
 from bltcli.layout import document_positions, text_closes
@@ -22,14 +23,22 @@ from bltcli.train.objective import Objective, bits_per_byte, blt_objective, patc
 from bltcli.train.save import save_checkpoint
 from bltcli.vocab import PAD
 
-_CALIBRATION_BATCHES = 8
-LICENCE = {"weights": "Apache-2.0", "attributions": "MODEL_CARD.md"}
+#: What a run keeps in its folder to be resumed, in the order in which it appears.
+_STATES: Final = ("patcher.pt", "threshold.json", "blt.pt")
+_LOG: Final = "log.jsonl"
+_CALIBRATION_BATCHES: Final = 8
+
+
+def discard(out: Path) -> None:
+    """Forget the run in `out`; its checkpoint stays until it is replaced."""
+    for name in (*_STATES, _LOG):
+        (out / name).unlink(missing_ok=True)
 
 
 def train(config: TrainConfig, root: Path, out: Path, *, resume: bool, show: Callable[[str], None]) -> dict[str, Any]:
     """Run the recipe on the files under `root`, writing states, a log and the checkpoint into `out`; returns the
     figures that also stand in the checkpoint. With `resume`, states found in `out` are taken up."""
-    states = [out / "patcher.pt", out / "blt.pt"]
+    patcher_state, threshold_state, blt_state = states = [out / name for name in _STATES]
     if not resume and any(s.exists() for s in states):
         raise UsageError(f"{out} holds an earlier run; use --resume to go on or --fresh to discard it")
     out.mkdir(parents=True, exist_ok=True)
@@ -38,51 +47,56 @@ def train(config: TrainConfig, root: Path, out: Path, *, resume: bool, show: Cal
     model = Blt(config.model)
 
     patcher = Trainer(
-        model, [model.patcher], patcher_objective, train_corpus, config.patcher, config.optimiser, states[0]
+        model, [model.patcher], patcher_objective, train_corpus, config.patcher, config.optimiser, patcher_state
     )
     patcher.resume()
-    patcher.run(log_to(out / "log.jsonl", "patcher", show))
-    model = frozen_patcher(model, dev, config.bytes_per_patch)
+    patcher.run(log_to(out / _LOG, "patcher", show))
+    model.patcher.bfloat16().float()  # as shipped
+    if not threshold_state.exists():
+        threshold = calibrate(model.config, *entropies(model, dev), config.bytes_per_patch)
+        write_atomically(threshold_state, json.dumps(threshold).encode())
+    model = frozen_patcher(model, json.loads(threshold_state.read_bytes()))
     show(f"threshold {model.config.patcher.threshold_nats:.4f} nats")
 
     parts = [model.encoder, model.global_model, model.decoder]
     if config.optimiser.compile:
         for part in parts:
             part.compile(dynamic=True)
-    blt = Trainer(model, parts, blt_objective, train_corpus, config.blt, config.optimiser, states[1])
+    blt = Trainer(model, parts, blt_objective, train_corpus, config.blt, config.optimiser, blt_state)
     blt.resume()
-    blt.run(log_to(out / "log.jsonl", "blt", show))
+    blt.run(log_to(out / _LOG, "blt", show))
 
-    figures = export(model, patcher, blt, dev, out / "checkpoint")
+    figures = export(config, model, patcher, blt, dev, out / "checkpoint")
     show(json.dumps(figures, indent=2))
     return figures
 
 
-def export(trained: Blt, patcher: Trainer, blt: Trainer, dev: Corpus, folder: Path) -> dict[str, Any]:
+def export(
+    config: TrainConfig, trained: Blt, patcher: Trainer, blt: Trainer, dev: Corpus, folder: Path
+) -> dict[str, Any]:
     """Write the checkpoint; its figures are measured on the weights as rounded to bfloat16, in float32."""
     model = Blt(trained.config)
     model.load_state_dict(trained.state_dict())
     model.bfloat16().float()
     figures = {
-        "seed": dev.config.seed,
+        "seed": config.data.seed,
         "patcher": {"steps": patcher.step, "bytes": patcher.seen_bytes, **evaluate(model, dev, patcher_objective)},
         "blt": {"steps": blt.step, "bytes": blt.seen_bytes, **evaluate(model, dev, blt_objective)},
         "dev_bytes_per_patch": bytes_per_patch(model.config, *entropies(model, dev)),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    save_checkpoint(model, folder, licence=LICENCE, training=figures)
+    metadata = {"prompt_format": config.prompt_format, "training": figures}
+    save_checkpoint(model, folder, licence=config.licence, metadata=metadata)
     return figures
 
 
-def frozen_patcher(model: Blt, dev: Corpus, wanted: float) -> Blt:
-    """The model with its patcher rounded to bfloat16, as shipped, its threshold calibrated, and no gradient."""
-    model.patcher.bfloat16().float().requires_grad_(False)
-    threshold = calibrate(model.config, *entropies(model, dev), wanted)
-    patcher = dataclasses.replace(model.config.patcher, threshold_nats=threshold)
-    calibrated = Blt(dataclasses.replace(model.config, patcher=patcher))
-    calibrated.load_state_dict(model.state_dict())
-    calibrated.patcher.requires_grad_(False)
-    return calibrated
+def frozen_patcher(model: Blt, threshold_nats: float) -> Blt:
+    """The same weights in a model with this threshold, whose patcher has no gradient."""
+    patcher = dataclasses.replace(model.config.patcher, threshold_nats=threshold_nats)
+    frozen = Blt(dataclasses.replace(model.config, patcher=patcher))
+    frozen.load_state_dict(model.state_dict())
+    frozen.patcher.requires_grad_(False)
+    return frozen
 
 
 def entropies(model: Blt, dev: Corpus) -> tuple[np.ndarray, np.ndarray]:
