@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
+import io
 import os
 import shutil
 import subprocess
@@ -11,7 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
+from bltcli import cli
 from tests.tiny import tiny_checkpoint
 
 CONTEXT = 4096
@@ -69,6 +73,19 @@ def bltcli(*args: str, data: bytes = b"", **options: Any) -> Done:
             process.kill()
             raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def here(*args: str) -> Done:
+    """Run bltcli in this process, which is faster: for what needs no streams, signals or fresh interpreter."""
+    nothing, out, err = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    stdin, stdout, stderr = (io.TextIOWrapper(raw, encoding="utf-8", write_through=True) for raw in (nothing, out, err))
+    with (
+        mock.patch.dict(os.environ, environment(), clear=True),
+        mock.patch.multiple(sys, stdin=stdin, stdout=stdout, stderr=stderr),
+        contextlib.chdir(home()),
+    ):
+        code = cli.run(list(args))
+    return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
 def generate(*args: str, data: bytes = b"Once", **options: Any) -> Done:

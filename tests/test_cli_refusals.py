@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bltcli import cli
-from tests.cli_support import bltcli, generate, home, one_line
+from tests.cli_support import bltcli, here, home, one_line
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,8 @@ from tests.cli_support import bltcli, generate, home, one_line
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(args: list[str], says: str) -> None:
-    done = generate(*args)
+    prompt = [] if args[-1] in ("missing.txt", ".") else ["-p", "x"]
+    done = here("generate", "--model", "bundle", *prompt, *args)
     assert (done.returncode, done.stdout) == (2, b"")
     assert says in one_line(done)
 
@@ -66,14 +67,14 @@ def _spoil(folder: Path, how: str) -> None:
 def test_a_damaged_bundle_is_refused(tmp_path: Path, how: str) -> None:
     _spoil(tmp_path / "bad", how)
     for verb in (["generate", "-p", "x", "--model"], ["inspect"]):
-        done = bltcli(*verb, str(tmp_path / "bad"))
+        done = here(*verb, str(tmp_path / "bad"))
         assert (done.returncode, done.stdout) == (3, b"")
         one_line(done)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "checkpoint", "checkpoint/config.json"])
 def test_what_is_no_bundle_is_refused(name: str) -> None:
-    done = bltcli("generate", "-p", "x", "--model", name)
+    done = here("generate", "-p", "x", "--model", name)
     assert (done.returncode, done.stdout) == (3, b"")
     one_line(done)
 

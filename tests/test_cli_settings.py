@@ -14,7 +14,7 @@ import pytest
 
 from bltcli import __version__, cli, settings
 from bltcli.commands import docs
-from tests.cli_support import bltcli, environment, generate, home, one_line
+from tests.cli_support import bltcli, environment, generate, here, home, one_line
 
 PROMPT = ("generate", "--model", "bundle", "--ignore-eos", "-p", "x")
 
@@ -66,7 +66,7 @@ def test_stop_strings_in_the_environment_are_separated_by_spaces() -> None:
     ],
 )
 def test_a_wrong_configuration_is_one_line_and_exit_code_2(tmp_path: Path, text: str, says: str) -> None:
-    done = bltcli("--config", _config(tmp_path, text), *PROMPT)
+    done = here("--config", _config(tmp_path, text), *PROMPT)
     assert (done.returncode, done.stdout) == (2, b"")
     assert says in one_line(done)
 

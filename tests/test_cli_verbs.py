@@ -15,7 +15,7 @@ from bltcli import cli
 from bltcli.bundle import open_bundle
 from bltcli.commands import doctor
 from bltcli.errors import ModelError
-from tests.cli_support import CONTEXT, Done, bltcli, home, one_line, start, with_tiny_builtin
+from tests.cli_support import CONTEXT, Done, bltcli, here, home, one_line, start, with_tiny_builtin
 
 TEXT = "Once upon a time | there was \\ a café".encode()
 
@@ -55,7 +55,7 @@ def test_a_dry_run_counts_and_writes_nothing() -> None:
     ],
 )
 def test_exports_that_cannot_be(args: list[str], code: int, says: str) -> None:
-    done = bltcli("export", *args)
+    done = here("export", *args)
     assert (done.returncode, done.stdout) == (code, b"")
     assert says in one_line(done)
     assert not (home() / "new").exists()
