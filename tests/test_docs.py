@@ -76,6 +76,15 @@ def test_the_examples_work_when_pasted(ctx: click.Context, tmp_path: Path) -> No
     assert b"Traceback" not in done.stderr
 
 
+def test_choices_on_the_command_line_are_those_of_the_library() -> None:
+    from bltcli.commands import PRECISIONS, generate
+    from bltcli.decoding import METHODS
+    from bltcli.graphs import DTYPES
+
+    assert generate.METHODS == tuple(METHODS)
+    assert PRECISIONS == tuple(DTYPES)
+
+
 def test_only_verbs_that_exist_are_listed() -> None:
     ctx = docs.root()
     assert [ctx.command_path for ctx in _verbs() if " " not in ctx.command_path.removeprefix("bltcli ")] == [
