@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bltcli.config import EncoderConfig
 from bltcli.vocab import IdArray
@@ -35,27 +34,26 @@ def hash_rows(ids: IdArray, positions: IdArray, config: EncoderConfig) -> IdArra
     how many earlier ids belong to it. `ids` may carry earlier ids on the left: its last axis is q or longer.
     """
     q = positions.shape[-1]
-    tables = config.hash_functions * len(config.hash_group_sizes)
-    rows = np.empty((*positions.shape, tables), dtype=np.int64)
-    if not tables:
-        return rows
-    longest = max(config.hash_group_sizes)
-    left = ids.shape[-1] - q
-    padded = np.concatenate([np.zeros((*ids.shape[:-1], max(0, longest - 1 - left)), np.int64), ids], axis=-1)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, longest, axis=-1)[..., -q:, :]
+    if not config.hash_rows:
+        return np.empty((*positions.shape, 0), dtype=np.int64)
+    powers, offsets = _tables(config.hash_group_sizes, config.hash_functions, config.hash_vocab)
+    longest = len(powers)
+    missing = longest - 1 - (ids.shape[-1] - q)
+    if missing > 0:
+        ids = np.concatenate([np.zeros((*ids.shape[:-1], missing), np.int64), ids], axis=-1)
+    windows = np.lib.stride_tricks.sliding_window_view(ids, longest, axis=-1)[..., -q:, :]  # oldest first
     known = positions[..., None] >= np.arange(longest - 1, -1, -1)
-    windows = np.where(known, windows, 0)  # [..., q, longest], oldest first
-    for table in range(tables):
-        function, group = divmod(table, len(config.hash_group_sizes))
-        n = config.hash_group_sizes[group]
-        powers = _powers(PRIMES[function % len(PRIMES)], n)
-        with np.errstate(over="ignore"):
-            hashes = (windows[..., longest - n :] * powers).sum(axis=-1)
-        rows[..., table] = hashes % config.hash_vocab + table * config.hash_vocab
-    return rows
+    hashes: IdArray = np.where(known, windows, 0) @ powers  # integer products wrap
+    return hashes % config.hash_vocab + offsets
 
 
 @lru_cache
-def _powers(prime: int, n: int) -> NDArray[np.int64]:
-    """prime^0 .. prime^(n-1) in two's complement 64-bit arithmetic."""
-    return np.array([pow(prime, j, 2**64) for j in range(n)], dtype=np.uint64).view(np.int64)
+def _tables(sizes: tuple[int, ...], functions: int, vocab: int) -> tuple[IdArray, IdArray]:
+    """Powers int64 [longest n, tables] that turn a window of ids into hashes, and each table's first row [tables]."""
+    longest, tables = max(sizes), functions * len(sizes)
+    powers = np.zeros((longest, tables), dtype=np.uint64)
+    for table in range(tables):
+        function, group = divmod(table, len(sizes))
+        for j in range(sizes[group]):
+            powers[longest - sizes[group] + j, table] = pow(PRIMES[function % len(PRIMES)], j, 2**64)
+    return powers.view(np.int64), np.arange(tables, dtype=np.int64) * vocab

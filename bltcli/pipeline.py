@@ -55,8 +55,12 @@ class Pipeline:
         self.engines = {name: CountingEngine(engine, lambda: self.work) for name, engine in engines.items()}
         byte_buffers, patch_buffers = bind_state(self.engines, runtime, rows)
         self.byte_cache, self.patch_cache = KVCache(byte_buffers, rows), KVCache(patch_buffers, rows)
-        self._ids = np.zeros((rows, config.max_bytes), dtype=np.int64)
-        self._closed = np.zeros((rows, config.max_bytes), dtype=np.int64)  # patches closed up to and including a byte
+        # indexed by position + _margin: reading a little before or after the text needs no clipping
+        self._margin = max(config.encoder.hash_group_sizes, default=1) - 1
+        shape = (rows, self._margin + config.max_bytes + PREFILL_ROWS + 2)
+        self._ids = np.zeros(shape, dtype=np.int64)
+        self._closed = np.zeros(shape, dtype=np.int64)  # patches closed up to and including a byte
+        self._row = np.arange(rows)[:, None]
         self._starts = np.zeros(
             (rows, config.global_model.max_positions + 1), dtype=np.int64
         )  # of patch m: the open one
@@ -91,7 +95,7 @@ class Pipeline:
 
     def rewind(self, lengths: IdArray) -> None:
         self.byte_cache.rewind(lengths)
-        closed = self._closed[np.arange(self.rows), np.maximum(lengths - 1, 0)]
+        closed = self._closed[self._row[:, 0], self._margin + np.maximum(lengths - 1, 0)]
         self.patch_cache.rewind(np.where(lengths > 0, closed, 0))
         np.minimum(self._encoded, lengths, out=self._encoded)
 
@@ -103,7 +107,7 @@ class Pipeline:
         rows = self._pad(int(counts.max()))
         self._make_room(starts, counts + rows)
         self._store(starts, ids)
-        padded = self._window(starts, rows)
+        padded = self._window(self._ids, starts, rows)
         place = self._place(starts, counts, rows, self.config.patcher.window)
         entropy = self.engines["patcher"].run({"ids": padded, **place})["entropy"]
         self._encode(starts + counts)
@@ -154,16 +158,17 @@ class Pipeline:
         for row, new in enumerate(ids):
             if len(new):
                 start = int(starts[row])
-                held = self._ids[row, start : start + len(new)]
+                held = self._ids[row, self._margin + start : self._margin + start + len(new)]
                 changed = np.flatnonzero(held != new)
                 if changed.size:
                     self._encoded[row] = min(int(self._encoded[row]), start + int(changed[0]))
                 held[:] = new
 
-    def _window(self, starts: IdArray, rows: int, before: int = 0) -> IdArray:
-        """Stored ids of positions starts[r] - before .. starts[r] + rows - 1, [b, before + rows]; whatever outside."""
-        index = np.clip(starts[:, None] + np.arange(-before, rows), 0, self.config.max_bytes - 1)
-        return np.take_along_axis(self._ids, index, axis=1)
+    def _window(self, held: IdArray, starts: IdArray, rows: int, before: int = 0) -> IdArray:
+        """What `held` (ids or closed patches) has for positions starts[r] - before .. starts[r] + rows - 1; anything
+        outside the text."""
+        window: IdArray = held[self._row, (starts + self._margin)[:, None] + np.arange(-before, rows)]
+        return window
 
     def _place(self, starts: IdArray, counts: IdArray, rows: int, window: int | None) -> dict[str, Any]:
         """Positions, slots and mask of byte rows; kept, as the graphs of one pass mostly ask for the same."""
@@ -186,10 +191,10 @@ class Pipeline:
         rows = self._pad(int(counts.max()))
         self.byte_cache.reserve(starts + rows)
         config = self.config.encoder
-        before = max(config.hash_group_sizes, default=1) - 1
         place = self._place(starts, counts, rows, config.window)
-        index = hash_rows(self._window(starts, rows, before), starts[:, None] + np.arange(rows), config)
-        self.engines["encoder"].run({"embeds": self.tables.gather(self._window(starts, rows), index), **place})
+        ids = self._window(self._ids, starts, rows, self._margin)
+        index = hash_rows(ids, starts[:, None] + np.arange(rows), config)
+        self.engines["encoder"].run({"embeds": self.tables.gather(ids[:, self._margin :], index), **place})
         self._encoded[:] = ends
 
     def _close_patches(self, starts: IdArray, counts: IdArray, entropy: FloatArray) -> None:
@@ -204,7 +209,7 @@ class Pipeline:
             ends = closes_patch(
                 entropy[row, :count], position=start, open_bytes=start - first, config=self.config.patcher
             )
-            self._closed[row, start : start + count] = closed + np.cumsum(ends)
+            self._closed[row, self._margin + start : self._margin + start + count] = closed + np.cumsum(ends)
             for end in (np.flatnonzero(ends) + start + 1).tolist():
                 patches[row].append((first, end - first))
                 first = end
@@ -251,10 +256,8 @@ class Pipeline:
         )
 
     def _decode(self, ids: IdArray, starts: IdArray, counts: IdArray, rows: int) -> FloatArray:
-        positions = np.minimum(starts[:, None] + np.arange(rows), self.config.max_bytes - 1)
-        real = np.arange(rows) < counts[:, None]
-        closed = np.take_along_axis(self._closed, positions, axis=1)
-        latents = np.where(real, np.maximum(closed - 1, 0), 0)
+        latents = np.maximum(self._window(self._closed, starts, rows) - 1, 0)
+        latents[np.arange(rows) >= counts[:, None]] = 0  # padding reads what is there for certain
         place = self._place(starts, counts, rows, self.config.decoder.window)
         return self._run_decoder(ids, starts[:, None] + np.arange(rows), latents, place)
 
