@@ -81,8 +81,8 @@ def test_choices_on_the_command_line_are_those_of_the_library() -> None:
     from bltcli.decoding import METHODS
     from bltcli.graphs import DTYPES
 
-    assert generate.METHODS == tuple(METHODS)
-    assert PRECISIONS == tuple(DTYPES)
+    assert tuple(METHODS) == generate.METHODS
+    assert tuple(DTYPES) == PRECISIONS
 
 
 def test_only_verbs_that_exist_are_listed() -> None:
