@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from bltcli.errors import ModelError
+from bltcli.strict import read
 
 DecoderInput = Literal["encoder", "lookup"]
 
@@ -151,55 +152,9 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
         """Read a dict strictly: unknown or missing keys and wrong types raise ModelError."""
-        parts = {
-            "patcher": PatcherConfig,
-            "encoder": EncoderConfig,
-            "global_model": GlobalConfig,
-            "decoder": DecoderConfig,
-        }
-        fields = dict(data)
-        for name, part in parts.items():
-            if not isinstance(fields.get(name), Mapping):
-                raise ModelError(f"config: {name} is missing or no table")
-            fields[name] = _read(part, fields[name], name)
-        return _read(cls, fields, "config")
-
-
-T = TypeVar("T")
+        return read(cls, data, "config", ModelError)
 
 
 def _kind(config: StackConfig) -> str:
     return type(config).__name__.removesuffix("Config").lower()
 
-
-def _read(cls: type[T], data: Mapping[str, Any], where: str) -> T:
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is always a dataclass here
-    unknown = sorted(set(data) - set(fields))
-    if unknown:
-        raise ModelError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(fields)}")
-    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in data]
-    if missing:
-        raise ModelError(f"{where}: missing key {missing[0]!r}")
-    return cls(**{name: _checked(where, name, str(fields[name].type), value) for name, value in data.items()})
-
-
-def _checked(where: str, name: str, annotation: str, value: Any) -> Any:
-    """`value` as the annotated type; bool is no int here, and an int may stand for a float."""
-    if dataclasses.is_dataclass(value):
-        return value
-    if annotation == "tuple[int, ...]":
-        if isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
-            return tuple(value)
-    elif annotation == "float":
-        if type(value) in (int, float):
-            return float(value)
-    else:
-        kinds: dict[str, tuple[type, ...]] = {
-            "int": (int,),
-            "bool": (bool,),
-            "int | None": (int, type(None)),
-            "DecoderInput": (str,),
-        }
-        if type(value) in kinds[annotation]:
-            return value
-    raise ModelError(f"{where}: {name} is {value!r}, expected {annotation}")

@@ -15,7 +15,8 @@ LEAVES = {"bltcli.config", "bltcli.vocab", "bltcli.graphs", "bltcli.stats", "blt
 ALLOWED = {
     "bltcli/errors.py": set(),
     "bltcli/vocab.py": set(),
-    "bltcli/config.py": {"bltcli.errors"},
+    "bltcli/strict.py": {"bltcli.errors"},
+    "bltcli/config.py": {"bltcli.errors", "bltcli.strict"},
     "bltcli/graphs.py": {"bltcli.config", "bltcli.vocab"},
     "bltcli/stats.py": {"bltcli.graphs"},
     "bltcli/nn": LEAVES | {"bltcli.nn", "bltcli.layout", "bltcli.checkpoint"},

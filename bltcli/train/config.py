@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-import typing
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from bltcli.config import ModelConfig
 from bltcli.errors import BltError, UsageError
+from bltcli.strict import read
 
 SourceKind = Literal["pairs", "prose"]
 
@@ -101,7 +100,7 @@ def load_config(path: Path) -> TrainConfig:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         model = ModelConfig.from_dict(_with_absent(table.pop("model", {})))
-        return _read(TrainConfig, table | {"model": model}, "recipe")
+        return read(TrainConfig, table | {"model": model}, "recipe", UsageError)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, BltError) as error:
@@ -112,43 +111,3 @@ def _with_absent(model: dict[str, Any]) -> dict[str, Any]:
     """TOML has no null: an absent window or max_patch_length means none, an absent threshold that it is calibrated."""
     absent = {"patcher": {"window": None, "max_patch_length": None, "threshold_nats": 0.0}}
     return {k: absent.get(k, {"window": None}) | v if isinstance(v, dict) else v for k, v in model.items()}
-
-
-T = TypeVar("T")
-
-
-def _read(cls: type[T], table: Mapping[str, Any], where: str) -> T:
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is always a dataclass here
-    unknown = sorted(set(table) - set(fields))
-    if unknown:
-        raise UsageError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(fields)}")
-    required = (n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING)
-    missing = [n for n in required if n not in table]
-    if missing:
-        raise UsageError(f"{where}: missing key {missing[0]!r}")
-    return cls(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in table.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type; bool is no int here, and an int may stand for a float."""
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if isinstance(value, hint):
-            return value
-        if isinstance(value, Mapping):
-            return _read(hint, value, where)
-    elif typing.get_origin(hint) is tuple:
-        if isinstance(value, list):
-            return tuple(_value(typing.get_args(hint)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    elif typing.get_origin(hint) is dict:
-        if isinstance(value, Mapping):
-            return {key: _value(typing.get_args(hint)[1], v, f"{where}.{key}") for key, v in value.items()}
-    elif typing.get_origin(hint) is Literal:
-        if value in typing.get_args(hint):
-            return value
-    elif hint is float:
-        if type(value) in (int, float):
-            return float(value)
-    elif type(value) is hint:
-        return value
-    raise UsageError(f"{where} is {value!r}, expected {getattr(hint, '__name__', hint)}")
