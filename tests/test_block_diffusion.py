@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from bltcli.layout import Layout, make_layout
 from bltcli.nn import Blt
 from bltcli.train.blocks import Blocks, block_starts, decoder_mask, make_blocks
-from bltcli.train.diffusion import BlockDiffusion, decode_with_blocks, masked_loss
+from bltcli.train.diffusion import ACCURACY_BINS, BlockDiffusion, decode_with_blocks, masked_terms
 from bltcli.vocab import BOS, EOS, MASK, PAD, encode
 from tests.tiny import sample_text, tiny_model
 
@@ -118,17 +119,48 @@ def test_the_loss_is_the_sum_written_by_hand() -> None:
     logits[0, 0, 0, 7] = 3.0
     # uniform but for one logit: -log p(7) = log(259 + e^3) - 3 and -log p(9) = log 260
     expected = 2.0 * (np.log(259 + np.exp(3)) - 3) + 0.5 * np.log(260)
-    loss = masked_loss(logits, torch.tensor([[[7, 9]]]), torch.tensor([[[2.0, 0.5]]]))
+    t = np.array([[0.6]], dtype=np.float32)
+    loss, report = masked_terms(logits, torch.tensor([[[7, 9]]]), torch.tensor([[[2.0, 0.5]]]), t)
     assert float(loss) == pytest.approx(expected, rel=1e-6)
+    assert [int(x) for x in report["masked_accuracy_t_50_75"]] == [1, 2]
+    assert [int(x) for x in report["masked_accuracy_t_0_25"]] == [0, 0]
 
 
-def test_both_terms_are_sums_that_share_one_divisor(model: Blt) -> None:
+def test_both_terms_are_sums_that_share_one_divisor() -> None:
+    """A model that knows nothing loses log 260 nats per byte. Hand computed: (clean bytes + weights) * log 260."""
+    model = tiny_model("lookup")
+    torch.nn.init.zeros_(model.decoder.lm_head.weight)
     ids = np.stack([sample_text(96, seed) for seed in (1, 2)])
-    objective = BlockDiffusion(block_sizes=(4,), blocks_per_row=3)
-    clean, mask, count = objective.terms(model, ids, False)
-    total, divisor = objective(model, ids, False)
-    assert float(total) == pytest.approx(float(clean + mask))
-    assert int(count) == int(divisor) == 2 * 95
+    terms = BlockDiffusion(block_sizes=(4,), blocks_per_row=3)(model, ids, False)
+    rng = np.random.default_rng([0, zlib.crc32(ids.tobytes())])
+    assert int(rng.choice((4,))) == 4
+    weights = make_blocks(model.layout(ids), 4, 3, rng).weights.sum()
+    assert int(terms.count) == 2 * 95
+    assert float(terms.loss) == pytest.approx((2 * 95 + weights) * np.log(260), rel=1e-5)
+    bits, count = (float(x) for x in terms.report["masked_bits_per_byte"])
+    assert bits / count == pytest.approx(np.log2(260), rel=1e-5)
+
+
+def test_training_learns_to_fill_blocks(model: Blt) -> None:
+    """A text of one repeated phrase: after a few steps masked bytes are filled from their surroundings, at every t."""
+    phrase = encode(b"the cat sat on the mat; " * 4, bos=False)
+    rows = np.stack([np.concatenate([[BOS], np.roll(phrase, shift)]) for shift in range(8)])
+    objective = BlockDiffusion(block_sizes=(4, 8), blocks_per_row=8, random_starts=0.25)
+    learner = tiny_model("lookup", seed=1)
+    parts = [learner.encoder, learner.global_model, learner.decoder]
+    optimiser = torch.optim.AdamW([p for part in parts for p in part.parameters()], lr=6e-3)
+    first = last = 0.0
+    for step in range(150):
+        terms = objective(learner, np.roll(rows, step, axis=0)[:4], False)
+        (terms.loss / terms.count).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        bits = float(terms.report["masked_bits_per_byte"][0] / terms.report["masked_bits_per_byte"][1])
+        first, last = first or bits, bits
+    right, count = (sum(float(terms.report[f"masked_accuracy_t_{b}"][i]) for b in ACCURACY_BINS) for i in (0, 1))
+    assert first > 6
+    assert last < 1.5
+    assert right / count > 0.7
 
 
 def test_clean_rows_do_not_notice_the_blocks(model: Blt) -> None:
@@ -162,15 +194,13 @@ def test_a_block_sees_nothing_of_the_clean_bytes_it_must_guess(model: Blt) -> No
 
 def test_blocks_are_a_function_of_the_batch_and_the_seed(model: Blt) -> None:
     ids = sample_text(96, 5)[None]
-    values = [
-        float(BlockDiffusion(block_sizes=(4, 8), blocks_per_row=2, random_starts=0.5, seed=seed)(model, ids, False)[0])
-        for seed in (0, 0, 1)
-    ]
+    objectives = [BlockDiffusion(block_sizes=(4, 8), blocks_per_row=2, random_starts=0.5, seed=s) for s in (0, 0, 1)]
+    values = [float(objective(model, ids, False).loss) for objective in objectives]
     assert values[0] == values[1] != values[2]
 
 
-def test_a_document_that_starts_with_bos_alone_has_no_block() -> None:
+def test_the_end_of_an_empty_document_is_worth_a_block() -> None:
     layout = make_layout(
         np.array([[BOS, EOS, PAD]]), np.array([[True, True, True]]), tiny_model("lookup").config.encoder
     )
-    assert np.flatnonzero(block_starts(layout, 4, anywhere=False)[0]).tolist() == [1]  # its end is worth predicting
+    assert np.flatnonzero(block_starts(layout, 4, anywhere=False)[0]).tolist() == [1]

@@ -20,7 +20,7 @@ from bltcli.errors import UsageError
 from bltcli.nn import Blt
 from bltcli.train.config import OptimiserConfig, PhaseConfig, load_config
 from bltcli.train.data import Corpus, held_out, pack, translation
-from bltcli.train.loop import Trainer, learning_rate
+from bltcli.train.loop import Figures, Trainer, learning_rate
 from bltcli.train.objective import blt_objective, patcher_objective, predicted
 from bltcli.train.recipe import bytes_per_patch, calibrate, entropies, train
 from bltcli.vocab import BOS, EOS, OFFSET, PAD, decode, encode
@@ -217,10 +217,10 @@ def test_the_loss_of_packed_documents_is_the_sum_of_their_own_losses(recipe: Pat
     documents = [ids_of(t) for t in (b"one document", "un deuxième, plus long".encode(), b"3")]
     packed = np.concatenate([*documents, np.full(4, PAD)])[None]
     with torch.no_grad():
-        loss, count = objective(model, packed, False)
+        together = objective(model, packed, False)
         alone = [objective(model, d[None], False) for d in documents]
-    assert count.item() == sum(c.item() for _, c in alone) == sum(len(d) - 1 for d in documents)
-    torch.testing.assert_close(loss, torch.stack([x for x, _ in alone]).sum(), rtol=1e-5, atol=1e-4)
+    assert together.count.item() == sum(a.count.item() for a in alone) == sum(len(d) - 1 for d in documents)
+    torch.testing.assert_close(together.loss, torch.stack([a.loss for a in alone]).sum(), rtol=1e-5, atol=1e-4)
 
 
 def test_a_changed_document_leaves_its_neighbours_losses_alone(recipe: Path) -> None:
@@ -276,7 +276,7 @@ def test_a_resumed_run_has_exactly_the_losses_of_an_unbroken_one(
 
     take_step = Trainer.take_step
 
-    def stopping(self: Trainer) -> tuple[float, float]:
+    def stopping(self: Trainer) -> Figures:
         if self.state_file.stem == stopped_in and self.step == 4:
             raise KeyboardInterrupt
         return take_step(self)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bltcli.config import ModelConfig
@@ -38,7 +41,7 @@ class Blt(nn.Module):
     def device(self) -> torch.device:
         return self.encoder.embed_tokens.weight.device
 
-    def tensor(self, array: IdArray) -> Tensor:
+    def tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
     @torch.no_grad()

@@ -81,6 +81,19 @@ class OptimiserConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class BlocksConfig:
+    """Block diffusion beside next-byte prediction, in the second phase."""
+
+    sizes: tuple[int, ...]  # one is drawn per batch; a single size reproduces one model per block size
+    per_row: int  # blocks drawn per packed row; each weighs as much as those it stands for
+    random_starts: float = 0.0  # share of rows whose blocks start anywhere instead of at patch starts
+
+    def __post_init__(self) -> None:
+        if not self.sizes or min(self.sizes) < 1 or self.per_row < 1 or not 0 <= self.random_starts <= 1:
+            raise UsageError("blocks: needs sizes and per_row of at least 1, and random_starts from 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A whole recipe. The model's patcher threshold is calibrated so that held-out patches average
     `bytes_per_patch`; its figure in the recipe is replaced."""
@@ -91,8 +104,14 @@ class TrainConfig:
     patcher: PhaseConfig
     blt: PhaseConfig
     optimiser: OptimiserConfig
+    blocks: BlocksConfig | None = None
     licence: dict[str, str] = dataclasses.field(default_factory=dict)  # these two go into the checkpoint as they are
     prompt_format: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        largest = max(self.blocks.sizes) if self.blocks else 0
+        if self.model.block_size != largest:
+            raise UsageError(f"model.block_size is {self.model.block_size}, the largest block trained is {largest}")
 
 
 def load_config(path: Path) -> TrainConfig:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bltcli.layout import Layout
 from bltcli.nn import Blt
-from bltcli.nn.patcher import next_byte_loss
 from bltcli.train.blocks import Blocks, decoder_mask, make_blocks
-from bltcli.train.objective import predicted
-from bltcli.vocab import OUTPUT_IDS, IdArray
+from bltcli.train.objective import Terms, next_byte_terms
+from bltcli.vocab import IdArray
+
+Report = dict[str, tuple[Tensor, Tensor]]
+ACCURACY_BINS = ("0_25", "25_50", "50_75", "75_100")  # of t, in percent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +40,8 @@ class BlockDiffusion:
     random_starts: float = 0.0  # share of rows whose blocks start anywhere instead of at patch starts
     seed: int = 0
 
-    def __call__(self, model: Blt, ids: IdArray, bf16: bool) -> tuple[Tensor, Tensor]:
-        """Sum of both losses in nats and the number of predicted clean bytes."""
-        clean, mask, count = self.terms(model, ids, bf16)
-        return clean + mask, count
-
-    def terms(self, model: Blt, ids: IdArray, bf16: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """L_clean and L_mask in nats, and the number of predicted clean bytes."""
+    def __call__(self, model: Blt, ids: IdArray, bf16: bool) -> Terms:
+        """Both losses; reports bits per byte of the clean rows, and bits and accuracy of masked bytes."""
         layout = model.layout(ids)
         # a batch draws its blocks by its own bytes, so that a resumed run draws the same
         rng = np.random.default_rng([self.seed, zlib.crc32(ids.tobytes())])
@@ -50,8 +49,9 @@ class BlockDiffusion:
         blocks = make_blocks(layout, size, self.blocks_per_row, rng, random_starts=self.random_starts)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             clean, masked = decode_with_blocks(model, layout, blocks)
-        nats, count = next_byte_loss(clean, model.tensor(ids), predicted(ids).to(model.device))
-        return nats, masked_loss(masked, model.tensor(blocks.targets), model.tensor(blocks.weights)), count
+        terms = next_byte_terms(model, clean, ids)
+        loss, report = masked_terms(masked, model.tensor(blocks.targets), model.tensor(blocks.weights), blocks.t)
+        return Terms(terms.loss + loss, terms.count, terms.report | report)
 
 
 def decode_with_blocks(model: Blt, layout: Layout, blocks: Blocks) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,17 @@ def decode_with_blocks(model: Blt, layout: Layout, blocks: Blocks) -> tuple[Tens
     return logits[:, :n], logits[:, n:].unflatten(1, blocks.ids.shape[1:])
 
 
-def masked_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of -log p(target), nats. logits [b, S, B, 260], targets and weights [b, S, B]."""
-    losses = F.cross_entropy(logits.reshape(-1, OUTPUT_IDS).float(), targets.reshape(-1), reduction="none")
-    return (losses * weights.reshape(-1)).sum()
+def masked_terms(logits: Tensor, targets: Tensor, weights: Tensor, t: NDArray[np.float32]) -> tuple[Tensor, Report]:
+    """L_mask in nats, and what to report of it. logits [b, S, B, 260], targets and weights [b, S, B], t [b, S].
+
+    Reported, each over the masked bytes: bits per byte, and accuracy by the block's t in four ranges.
+    """
+    losses = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view_as(weights)
+    counted = weights > 0
+    right = (logits.argmax(-1) == targets) & counted
+    report = {"masked_bits_per_byte": ((losses.detach() * counted).sum() / math.log(2), counted.sum())}
+    bins = torch.from_numpy(np.minimum((t * len(ACCURACY_BINS)).astype(int), len(ACCURACY_BINS) - 1)).to(weights.device)
+    for number, name in enumerate(ACCURACY_BINS):
+        chosen = (bins == number)[:, :, None]
+        report[f"masked_accuracy_t_{name}"] = ((right & chosen).sum(), (counted & chosen).sum())
+    return (losses * weights).sum(), report

@@ -17,7 +17,7 @@ from bltcli.errors import ModelError
 from bltcli.nn import Blt
 from bltcli.train.config import OptimiserConfig, PhaseConfig
 from bltcli.train.data import Corpus
-from bltcli.train.objective import Objective, bits_per_byte
+from bltcli.train.objective import Objective, Terms
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -43,6 +43,30 @@ def make_optimiser(parts: Iterable[nn.Module], config: OptimiserConfig) -> torch
     return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
+class Figures:
+    """Sums and counts of reported figures over some batches."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, float] = {}
+
+    @classmethod
+    def of(cls, terms: Terms) -> Figures:
+        figures = cls()
+        for name, (total, count) in terms.report.items():
+            figures.sums[name], figures.counts[name] = total.item(), count.item()
+        return figures
+
+    def add(self, other: Figures) -> None:
+        for name in other.sums:
+            self.sums[name] = self.sums.get(name, 0.0) + other.sums[name]
+            self.counts[name] = self.counts.get(name, 0.0) + other.counts[name]
+
+    def means(self) -> dict[str, float]:
+        """Means of what occurred at all."""
+        return {name: total / self.counts[name] for name, total in self.sums.items() if self.counts[name]}
+
+
 class Trainer:
     """One phase: `parts` of `model` are trained on `corpus`, the rest is left alone. Its state is one file."""
 
@@ -65,29 +89,29 @@ class Trainer:
 
     def run(self, log: Log) -> None:
         """Train to the phase's last step, saving on the way and at the end."""
-        started, seen, nats, count = time.perf_counter(), self.seen_bytes, 0.0, 0.0
+        started, seen, figures = time.perf_counter(), self.seen_bytes, Figures()
         while self.step < self.phase.steps:
-            loss, predicted = self.take_step()
-            nats, count = nats + loss, count + predicted
+            figures.add(self.take_step())
             if self.step % self.config.log_every == 0 or self.step == self.phase.steps:
                 rate = (self.seen_bytes - seen) / (time.perf_counter() - started)
-                log({"step": self.step, "bits_per_byte": bits_per_byte(nats, count), "bytes": self.seen_bytes,
+                log({"step": self.step, **figures.means(), "bytes": self.seen_bytes,
                      "learning_rate": self.optimiser.param_groups[0]["lr"], "bytes_per_s": round(rate)})  # fmt: skip
-                started, seen, nats, count = time.perf_counter(), self.seen_bytes, 0.0, 0.0
+                started, seen, figures = time.perf_counter(), self.seen_bytes, Figures()
             if self.step % self.config.save_every == 0 or self.step == self.phase.steps:
                 self.save()
 
-    def take_step(self) -> tuple[float, float]:
-        """One optimiser step; the sum of its losses in nats and the number of bytes predicted."""
+    def take_step(self) -> Figures:
+        """One optimiser step; the figures of its batches."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.phase)
         # the mean is over all bytes of the step, however they fall into its batches
-        nats, count = 0.0, 0.0
+        figures, count = Figures(), 0.0
         for part in range(self.config.accumulate):
             ids = self.corpus.batch(self.step * self.config.accumulate + part)
-            loss, predicted = self.objective(self.model, ids, self.config.bf16)
-            loss.backward()
-            nats, count = nats + loss.item(), count + predicted.item()
+            terms = self.objective(self.model, ids, self.config.bf16)
+            terms.loss.backward()
+            count += terms.count.item()
+            figures.add(Figures.of(terms))
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad /= count
@@ -96,7 +120,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
         self.seen_bytes += int(count)
-        return nats, count
+        return figures
 
     def save(self) -> None:
         """Write everything that a later run needs to go on as if it had not stopped, atomically. The position in the

@@ -18,8 +18,9 @@ from bltcli.layout import document_positions, text_closes
 from bltcli.nn import Blt
 from bltcli.train.config import TrainConfig
 from bltcli.train.data import Corpus
-from bltcli.train.loop import Trainer, log_to
-from bltcli.train.objective import Objective, bits_per_byte, blt_objective, patcher_objective
+from bltcli.train.diffusion import BlockDiffusion
+from bltcli.train.loop import Figures, Trainer, log_to
+from bltcli.train.objective import Objective, blt_objective, patcher_objective
 from bltcli.train.save import save_checkpoint
 from bltcli.vocab import PAD
 
@@ -69,6 +70,19 @@ def train(config: TrainConfig, root: Path, out: Path, *, resume: bool, show: Cal
     figures = export(config, model, patcher, blt, dev, out / "checkpoint")
     show(json.dumps(figures, indent=2))
     return figures
+
+
+def objective_of(config: TrainConfig) -> Objective:
+    """Next-byte prediction, with block diffusion where the recipe asks for it."""
+    blocks = config.blocks
+    if blocks is None:
+        return blt_objective
+    return BlockDiffusion(
+        block_sizes=blocks.sizes,
+        blocks_per_row=blocks.per_row,
+        random_starts=blocks.random_starts,
+        seed=config.data.seed,
+    )
 
 
 def export(
@@ -131,8 +145,8 @@ def evaluate(model: Blt, dev: Corpus, objective: Objective) -> dict[str, Any]:
     """Held-out bits per byte in float32 of each source, and their mean by the sources' weights."""
     by_source = {}
     for number, source in enumerate(dev.sources):
-        loss, count = objective(model, dev.batch(0, number), False)
-        by_source[source.config.name] = round(bits_per_byte(loss.item(), count.item()), 4)
+        figures = Figures.of(objective(model, dev.batch(0, number), False)).means()
+        by_source[source.config.name] = round(figures["bits_per_byte"], 4)
     weights = [s.config.weight for s in dev.sources]
     overall = float(np.average(list(by_source.values()), weights=weights))
     return {"dev_bits_per_byte": round(overall, 4), "dev_bits_per_byte_by_source": by_source}
