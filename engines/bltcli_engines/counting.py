@@ -14,6 +14,7 @@ class CountingEngine:
 
     def __init__(self, engine: Engine, ledger: Callable[[], Work]) -> None:
         self.engine, self._ledger = engine, ledger
+        self.buffers: Mapping[str, Buffer] = {}
         self.outputs: Arrays = {}  # of the last run
 
     @property
@@ -29,6 +30,7 @@ class CountingEngine:
         return self.engine.kv_bytes
 
     def bind(self, buffers: Mapping[str, Buffer]) -> None:
+        self.buffers = buffers
         self.engine.bind(buffers)
 
     def run(self, feeds: Arrays) -> Arrays:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import cycle
@@ -15,11 +15,10 @@ from bltcli.bundle import GOLDEN, Bundle
 from bltcli.checkpoint import Checkpoint
 from bltcli.checkpoint.safetensors_map import map_safetensors
 from bltcli.errors import ModelError
-from bltcli.graphs import GraphSpec, Precision
-from bltcli.pipeline import Pipeline
+from bltcli.graphs import Precision
+from bltcli.pipeline import Pipeline, open_model
 from bltcli.vocab import IdArray, encode
 from bltcli_engines.onnxruntime_engine import open_onnxruntime
-from bltcli_engines.protocol import Arrays, Buffer, Engine
 
 #: Largest difference allowed, relative to the largest value of a tensor (or 1, if that is larger).
 TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 1e-4}
@@ -78,18 +77,16 @@ def check_golden(bundle: Bundle) -> Parity:
     """Run the golden text through the bundle in uneven pieces and compare what all four graphs made of it."""
     golden = map_safetensors(bundle.path / GOLDEN)
     parity = Parity("golden outputs", TOLERANCE[bundle.precision])
-    runtime, engines = open_onnxruntime(bundle.specs, bundle.graph_paths, bundle.weight_bytes)
-    watched = {name: _Watched(engine) for name, engine in engines.items()}
-    model = Pipeline(bundle.config, runtime, watched, bundle.tables())
+    model = open_model(bundle, engine="ort-cpu")
     ids = golden["ids"].astype(np.int64)
     logits, entropy = [], []
     for piece in _pieces(ids):
         logits.append(model.extend([piece])[0, : len(piece)].copy())
-        entropy.append(watched["patcher"].outputs["entropy"][0, : len(piece)].copy())
+        entropy.append(model.engines["patcher"].outputs["entropy"][0, : len(piece)].copy())
         parity.calls += 1
     parity.compare("entropy", np.concatenate(entropy), golden["entropy"])
     parity.compare("logits", np.concatenate(logits), golden["logits"])
-    for name, engine in (("states", watched["encoder"]), ("latents", watched["global"])):
+    for name, engine in (("states", model.engines["encoder"]), ("latents", model.engines["global"])):
         found = engine.buffers[f"past_{name}"].numpy()[0, 0]
         parity.compare(name, found[: len(golden[name])], golden[name])
     return parity.require()
@@ -116,35 +113,6 @@ def _check_torch(bundle: Bundle, checkpoint: Checkpoint, rounded_to: str | None)
         pipeline.extend([long[:3], short[:0]])
         pipeline.rewind(lengths)
     return parity.require()
-
-
-class _Watched:
-    """An engine that remembers its buffers and its last outputs."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.buffers: Mapping[str, Buffer] = {}
-        self.outputs: Arrays = {}
-
-    @property
-    def spec(self) -> GraphSpec:
-        return self.engine.spec
-
-    @property
-    def weight_bytes(self) -> int:
-        return self.engine.weight_bytes
-
-    @property
-    def kv_bytes(self) -> int:
-        return self.engine.kv_bytes
-
-    def bind(self, buffers: Mapping[str, Buffer]) -> None:
-        self.buffers = buffers
-        self.engine.bind(buffers)
-
-    def run(self, feeds: Arrays) -> Arrays:
-        self.outputs = self.engine.run(feeds)
-        return self.outputs
 
 
 def sample_ids(length: int, seed: int) -> IdArray:
