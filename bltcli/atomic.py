@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -40,6 +41,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _check(out: Path, replaceable: Callable[[Path], bool]) -> None:
+    if out.parent.exists() and not out.parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out.parent))
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or replaceable(out))):
         raise FileExistsError(out)
 

@@ -157,4 +157,3 @@ class ModelConfig:
 
 def _kind(config: StackConfig) -> str:
     return type(config).__name__.removesuffix("Config").lower()
-

@@ -13,7 +13,7 @@ from bltcli import __version__, render, settings, streams
 from bltcli.commands import engine_option, json_option, options
 from bltcli.errors import BltError
 
-NEEDED: Final = ("numpy", "onnx", "onnx-ir", "click", "rich", "ml_dtypes", "safetensors")
+NEEDED: Final = ("numpy", "onnx", "onnx-ir", "click", "rich", "ml_dtypes")
 OPTIONAL: Final = ("onnxruntime", "onnxruntime-gpu", "torch", "huggingface_hub")
 #: Engine or feature -> the packages of which one is enough, and what installs it.
 PROVIDERS: Final = {
