@@ -52,7 +52,9 @@ class Pipeline:
         self.row_multiple = runtime.row_multiple if exact else 1
         self.prefill_rows = PREFILL_ROWS
         self.work = Work()
-        self.engines = {name: CountingEngine(engine, lambda: self.work) for name, engine in engines.items()}
+        self.engines: dict[GraphName, CountingEngine] = {
+            name: CountingEngine(engine, lambda: self.work) for name, engine in engines.items()
+        }
         byte_buffers, patch_buffers = bind_state(self.engines, runtime, rows)
         self.byte_cache, self.patch_cache = KVCache(byte_buffers, rows), KVCache(patch_buffers, rows)
         # indexed by position + _margin: reading a little before or after the text needs no clipping

@@ -15,7 +15,7 @@ from bltcli.bundle import GOLDEN, Bundle
 from bltcli.checkpoint import Checkpoint
 from bltcli.checkpoint.safetensors_map import map_safetensors
 from bltcli.errors import ModelError
-from bltcli.graphs import Precision
+from bltcli.graphs import GraphName, Precision
 from bltcli.pipeline import Pipeline, open_model
 from bltcli.vocab import IdArray, encode
 from bltcli_engines.onnxruntime_engine import open_onnxruntime
@@ -103,7 +103,7 @@ def _check_torch(bundle: Bundle, checkpoint: Checkpoint, rounded_to: str | None)
         round_weights(model, rounded_to)
     parity = Parity("torch model", TOLERANCE[bundle.precision])
     _, engines = open_onnxruntime(bundle.specs, bundle.graph_paths, bundle.weight_bytes)
-    twins = {name: TwinEngine(engine, model, parity) for name, engine in engines.items()}
+    twins: dict[GraphName, TwinEngine] = {name: TwinEngine(engine, model, parity) for name, engine in engines.items()}
     pipeline = Pipeline(bundle.config, TwinRuntime(), twins, bundle.tables(), rows=2)
     length = min(_TEXT_BYTES, bundle.config.max_bytes - 1)
     texts = [sample_ids(length, seed) for seed in (0, 1)]
