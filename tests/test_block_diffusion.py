@@ -136,7 +136,7 @@ def test_both_terms_are_sums_that_share_one_divisor() -> None:
     assert int(rng.choice((4,))) == 4
     weights = make_blocks(model.layout(ids), 4, 3, rng).weights.sum()
     assert int(terms.count) == 2 * 95
-    assert float(terms.loss) == pytest.approx((2 * 95 + weights) * np.log(260), rel=1e-5)
+    assert terms.loss.item() == pytest.approx((2 * 95 + weights) * np.log(260), rel=1e-5)
     bits, count = (float(x) for x in terms.report["masked_bits_per_byte"])
     assert bits / count == pytest.approx(np.log2(260), rel=1e-5)
 

@@ -122,7 +122,7 @@ def open_torch(
     state = {}
     for name, array in read_weights(config, paths).items():
         bits = array.view(np.int16) if array.dtype.name == "bfloat16" else array
-        tensor = torch.from_numpy(np.ascontiguousarray(bits))
+        tensor = torch.from_numpy(np.array(bits))  # a copy: the file is mapped read-only
         state[name] = tensor.view(torch.bfloat16) if array.dtype.name == "bfloat16" else tensor
     unused = {"encoder.embed_tokens.weight", "encoder.hash_embedding.weight"}  # gathered on the host
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)

@@ -84,6 +84,8 @@ def export_checkpoint(
             _write(checkpoint, folder, precision, check, notice)
     except FileExistsError:
         raise UsageError(f"{out} exists and is no bundle; choose another folder") from None
+    except NotADirectoryError as error:
+        raise UsageError(f"{error.filename} is a file, so {out} cannot be made; choose another folder") from error
     except OSError as error:
         raise ModelError(f"{out}: cannot write the bundle: {error.strerror or error}") from error
     return out
