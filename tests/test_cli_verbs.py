@@ -122,17 +122,18 @@ def test_patches_of_nothing_are_none() -> None:
 # models, doctor
 
 
-def test_the_builtin_model_is_exported_once_and_then_found() -> None:
-    first = _builtin("models", "path")
+def test_the_builtin_model_is_exported_once_and_then_found(tmp_path: Path) -> None:
+    env = {"BLTCLI_CACHE_DIR": str(tmp_path)}
+    first = _builtin("models", "path", env=env)
     folder = Path(first.stdout.decode().removesuffix("\n"))
     assert (first.returncode, b"first use" in first.stderr) == (0, True)
-    again = _builtin("models", "path")
+    again = _builtin("models", "path", env=env)
     assert (again.stdout, again.stderr) == (first.stdout, b"")
-    assert str(folder) in _builtin("models", "list").stdout.decode()
-    assert _builtin("models", "verify").stdout == f"ok  {folder}\n".encode()
-    listed = json.loads(_builtin("models", "list", "--json").stdout)
+    assert str(folder) in _builtin("models", "list", env=env).stdout.decode()
+    assert _builtin("models", "verify", env=env).stdout == f"ok  {folder}\n".encode()
+    listed = json.loads(_builtin("models", "list", "--json", env=env).stdout)
     assert [row["kind"] for row in listed] == ["built-in", "cached"]
-    assert len(_builtin("generate", "-n", "4", "--ignore-eos", data=b"x").stdout) == 4
+    assert len(_builtin("generate", "-n", "4", "--ignore-eos", data=b"x", env=env).stdout) == 4
     report = json.loads(_builtin("doctor", "--json").stdout)
     assert report["ok"], report
     assert {"ort-cpu", "torch", "cache folder"} <= {check["name"] for check in report["checks"]}

@@ -251,5 +251,5 @@ def test_a_graph_that_disagrees_with_the_manifest_is_refused_by_the_engine(tmp_p
 
 def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path, checkpoint: Checkpoint) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="file is a file, so .*bundle cannot be made"):
+    with pytest.raises(UsageError, match=r"file is a file, so .*bundle cannot be made"):
         export_checkpoint(checkpoint, tmp_path / "file" / "bundle", precision="fp32", check=False)
