@@ -15,6 +15,7 @@ import numpy as np
 from bltcli.bundle import Bundle
 from bltcli.cache import KVCache
 from bltcli.config import ModelConfig
+from bltcli.decoding.driver import run_whole
 from bltcli.decoding.protocol import Choose
 from bltcli.embeddings import Tables
 from bltcli.errors import UsageError
@@ -71,6 +72,10 @@ class Pipeline:
         self._reach = max(stack.window or config.max_bytes for stack in local)
         self._placed_for: tuple[Any, ...] = ()
         self._placed: dict[str, Any] = {}
+
+    @property
+    def max_bytes(self) -> int:
+        return self.config.max_bytes
 
     @property
     def lengths(self) -> IdArray:
@@ -298,14 +303,11 @@ def patch_text(bundle: Bundle, data: bytes, *, engine: str = "auto") -> list[tup
     """
     model = open_model(bundle, engine=engine)
     ids = encode(data)
-    if len(ids) > int(model.room[0]):
-        raise UsageError(f"the text has {len(data)} bytes, the model's context holds {int(model.room[0]) - 1}")
-    watched = model.engines["patcher"]
+    if len(ids) > model.max_bytes:
+        raise UsageError(f"the text has {len(data)} bytes, the model's context holds {model.max_bytes - 1}")
     expected: list[float] = [float("nan")]  # of BOS: nothing comes before it
-    for start in range(0, len(ids), model.prefill_rows):
-        piece = ids[start : start + model.prefill_rows]
-        model.extend([piece])
-        expected += watched.outputs["entropy"][0, : len(piece)].tolist()
+    for pieces, _ in run_whole(model, [ids]):
+        expected += model.engines["patcher"].outputs["entropy"][0, : len(pieces[0])].tolist()
     return [
         (data[start - 1 : end - 1], expected[start:end])
         for start, end in itertools.pairwise([*model.patch_starts(0)[1:], len(ids)])

@@ -138,7 +138,7 @@ def test_the_context_ends_every_method_at_the_same_byte(context: int) -> None:
 
 
 def test_a_prompt_that_fills_the_context_is_refused() -> None:
-    with pytest.raises(UsageError, match="prompt has 3 bytes"):
+    with pytest.raises(UsageError, match="the prompt has 3 bytes, the model's context holds 2"):
         decode(ToyModel(ABC, ABC, context=4), "ar", prompt=b"abc")
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from bltcli.bundle import Bundle
+from bltcli.errors import UsageError
 from bltcli.pipeline import Pipeline, open_model, patch_text
 from bltcli.sampling import FloatArray
-from bltcli.vocab import IdArray, encode
+from bltcli.vocab import IdArray, decode, encode
 from tests.conftest import TinyBundle
 from tests.tiny import sample_text
 
@@ -145,6 +146,19 @@ def test_patches_of_a_text_put_together_are_the_text(tiny: Bundle) -> None:
     threshold = tiny.config.patcher.threshold_nats
     opened_by_entropy = [entropies[0] > threshold for _, entropies in patches[1:]]
     assert limit is not None or all(opened_by_entropy)
+
+
+def test_the_context_is_as_long_as_its_patches_allow(tiny_bundle: TinyBundle) -> None:
+    """100 patches of one to eight bytes hold far more than 100 bytes; only where they are used up does the text end."""
+    bundle = tiny_bundle("lookup", max_patches=100)
+    data = decode(sample_text(3000).tolist())
+    assert 50 < len(patch_text(bundle, data[:200])) < 100
+    with pytest.raises(
+        UsageError, match=r"the text has 2999 bytes, the model's context is full of patches after \d{3}"
+    ):
+        patch_text(bundle, data)
+    with pytest.raises(UsageError, match=r"the text has 5000 bytes, the model's context holds 4095"):
+        patch_text(bundle, bytes(5000))
 
 
 def test_an_endless_patch_outlives_the_window(tiny_bundle: TinyBundle) -> None:

@@ -28,6 +28,10 @@ class ToyModel:
         self.work = Work()
 
     @property
+    def max_bytes(self) -> int:
+        return self.context
+
+    @property
     def lengths(self) -> IdArray:
         return np.array([len(text) for text in self.texts], dtype=np.int64)
 

@@ -89,20 +89,31 @@ def _released(rows: Rows, output: Output, row: int, record: int, began: float, *
 
 
 def prefill(model: CountedModel, prompts: Sequence[IdArray]) -> list[FloatArray]:
-    """Run whole prompts (ids with BOS) from empty texts, in calls of at most `prefill_rows` byte rows.
-
-    Returns the next-byte logits [260] of each prompt's last byte. One logical prompt, any number of calls: the values
-    do not depend on the split.
-    """
-    for row, ids in enumerate(prompts):
-        model.clear(row)
-        if len(ids) >= int(model.room[row]):
-            raise UsageError(f"the prompt has {len(ids) - 1} bytes, the model's context holds {int(model.room[row])}")
+    """Run whole prompts (ids with BOS) from empty texts; the next-byte logits [260] of each prompt's last byte.
+    UsageError when a prompt leaves no room for another byte."""
+    for ids in prompts:
+        if len(ids) >= model.max_bytes:
+            raise UsageError(f"the prompt has {len(ids) - 1} bytes, the model's context holds {model.max_bytes - 2}")
     last: list[FloatArray] = [np.empty(0, np.float32)] * len(prompts)
-    for start in range(0, max(map(len, prompts), default=0), model.prefill_rows):
-        pieces = [ids[start : start + model.prefill_rows] for ids in prompts]
-        logits = model.extend(pieces)
+    for pieces, logits in run_whole(model, prompts):
         for row, piece in enumerate(pieces):
             if len(piece):
                 last[row] = logits[row, len(piece) - 1].copy()
     return last
+
+
+def run_whole(model: CountedModel, texts: Sequence[IdArray]) -> Iterator[tuple[list[IdArray], FloatArray]]:
+    """Run whole texts from empty ones in calls of at most `prefill_rows` byte rows, yielding each call's pieces and its
+    logits [b, q, 260]. The values do not depend on the split. UsageError where the context ends before a text does."""
+    for row in range(len(texts)):
+        model.clear(row)
+    start = 0
+    while start < max(map(len, texts), default=0):
+        unfinished = [row for row, ids in enumerate(texts) if len(ids) > start]
+        size = min(model.prefill_rows, *(int(model.room[row]) for row in unfinished))
+        if size < 1:
+            longest = max(len(texts[row]) for row in unfinished) - 1
+            raise UsageError(f"the text has {longest} bytes, the model's context is full of patches after {start - 1}")
+        pieces = [ids[start : start + size] for ids in texts]
+        yield pieces, model.extend(pieces)
+        start += size

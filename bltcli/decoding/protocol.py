@@ -20,6 +20,11 @@ class ByteModel(Protocol):
     """
 
     @property
+    def max_bytes(self) -> int:
+        """Longest text, BOS included."""
+        ...
+
+    @property
     def lengths(self) -> IdArray: ...
 
     @property
