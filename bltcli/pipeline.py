@@ -280,8 +280,8 @@ class Pipeline:
 def open_model(
     bundle: Bundle, *, engine: str = "auto", rows: int = 1, threads: int = 0, exact: bool = True
 ) -> Pipeline:
-    """A pipeline of `rows` texts over a bundle. Engines: ort-cpu (auto takes it), torch. `threads` 0: all cores.
-    ModelError when the engine cannot run this bundle; an explicit choice never falls back."""
+    """A pipeline of `rows` texts over a bundle. Engines: ort-cpu (auto takes it), torch. `threads` 0: the engine's
+    choice. ModelError when the engine cannot run this bundle; an explicit choice never falls back."""
     runtime: Runtime
     if engine in ("auto", "ort-cpu"):
         from bltcli_engines.onnxruntime_engine import open_onnxruntime

@@ -157,7 +157,8 @@ def run(o: Options) -> None:
         raise
     report(o, bundle, model.engine_name, stats, reason)
     if reason == "context":
-        render.notice(f"stopped at the end of the model's context ({bundle.config.max_bytes} bytes with the prompt)")
+        patches = bundle.config.global_model.max_positions
+        render.notice(f"stopped at the end of the model's context ({bundle.config.max_bytes} bytes, {patches} patches)")
 
 
 def write(chunks: Iterator[Chunk], o: Options, *, echo: bytes) -> str | None:
