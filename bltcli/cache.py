@@ -70,16 +70,26 @@ class KVCache:
             "write_indices": starts - self.bases,
         }
 
-    def bias(self, starts: IdArray, counts: IdArray, rows: int, window: int | None) -> NDArray[np.float32]:
+    def bias(
+        self, starts: IdArray, counts: IdArray, rows: int, window: int | None, *, causal: int | None = None
+    ) -> NDArray[np.float32]:
         """attn_bias [b, 1, rows, C]: 0 where a row sees a slot, MASKED elsewhere. Window 3, one real row, one pad:
 
-        slot       0  1  2  3  4  5
-        row at 3   .  0  0  0  .  .
-        pad at 4   .  .  .  .  0  .     a pad sees its own slot only: an empty row would be undefined
+            slot       0  1  2  3  4  5
+            row at 3   .  0  0  0  .  .
+            pad at 4   .  .  .  .  0  .     a pad sees its own slot only: an empty row would be undefined
+
+        Rows from number `causal` on are a block: each also sees the block's later rows. Causal 1, three real rows:
+
+            row at 3   .  0  0  0  .  .
+            row at 4   .  .  0  0  0  0
+            row at 5   .  .  .  0  0  0
         """
-        slots = np.arange(self.capacity)
-        own = ((starts - self.bases)[:, None] + np.arange(rows))[:, :, None]  # slot of each row, [b, rows, 1]
-        reach = self.capacity + 1 if window is None else window
-        reach_of_row = np.where(np.arange(rows) < counts[:, None], reach, 1)[:, :, None]
-        seen = (slots <= own) & (slots > own - reach_of_row)
+        slots, numbers = np.arange(self.capacity), np.arange(rows)
+        first = starts - self.bases
+        own = first[:, None] + numbers  # slot of each row, [b, rows]
+        real = numbers < counts[:, None]
+        last = own if causal is None else np.where(real & (numbers >= causal), (first + counts - 1)[:, None], own)
+        reach = np.where(real, self.capacity + 1 if window is None else window, 1)
+        seen = (slots <= last[:, :, None]) & (slots > (own - reach)[:, :, None])
         return np.where(seen, np.float32(0), np.float32(MASKED))[:, None]

@@ -15,6 +15,7 @@ import numpy as np
 from bltcli.bundle import Bundle
 from bltcli.cache import KVCache
 from bltcli.config import ModelConfig
+from bltcli.decoding.denoise import Unmask
 from bltcli.decoding.driver import run_whole
 from bltcli.decoding.protocol import Choose
 from bltcli.embeddings import Tables
@@ -24,7 +25,7 @@ from bltcli.ngrams import hash_rows
 from bltcli.patcher import closes_patch
 from bltcli.sampling import FloatArray
 from bltcli.stats import Work
-from bltcli.vocab import IdArray, encode
+from bltcli.vocab import MASK, IdArray, encode
 from bltcli_engines.counting import CountingEngine
 from bltcli_engines.protocol import Engine, Runtime
 from bltcli_engines.state import bind_state
@@ -76,6 +77,10 @@ class Pipeline:
     @property
     def max_bytes(self) -> int:
         return self.config.max_bytes
+
+    @property
+    def block_size(self) -> int:
+        return self.config.block_size
 
     @property
     def lengths(self) -> IdArray:
@@ -149,6 +154,31 @@ class Pipeline:
             chosen = choose(logits[live, 0], np.flatnonzero(live), self.lengths[live] + step + 1)
             drafts[live, step] = current[live] = chosen
         return [drafts[row, : counts[row]] for row in range(self.rows)]
+
+    def denoise(self, pending: IdArray, counts: IdArray, unmask: Unmask, choose: Choose) -> list[IdArray]:
+        longest = int(counts.max())
+        block = np.full((self.rows, longest), MASK, dtype=np.int64)
+        masked = np.arange(longest) < counts[:, None]
+        if longest:
+            self._make_room(self.lengths, np.full_like(counts, longest + 1))
+        window, latents = self.config.decoder.window, np.maximum(self.patches - 1, 0)[:, None]
+        head = 1  # the first pass also runs the pending byte, whose keys the later ones find in the cache
+        while masked.any():
+            starts, present = self.lengths + 1 - head, np.where(counts > 0, counts + head, 0)
+            ids = np.concatenate([pending[:, None], block], axis=1)[:, 1 - head :]
+            place = {
+                **self.byte_cache.place(starts, present, longest + head, self.config.max_bytes),
+                "attn_bias": self.byte_cache.bias(starts, present, longest + head, window, causal=head),
+            }
+            logits = self._run_decoder(ids, ids, np.broadcast_to(latents, ids.shape), place)[:, head:]
+            live = np.flatnonzero(masked.any(axis=1))
+            shown = np.zeros_like(masked)
+            shown[live] = unmask.reveal(logits[live], masked[live])
+            row, column = np.nonzero(shown)
+            block[row, column] = choose(logits[row, column], row, self.lengths[row] + 1 + column)
+            masked &= ~shown
+            head = 0
+        return [block[row, : counts[row]] for row in range(self.rows)]
 
     def _pad(self, rows: int) -> int:
         return -(-rows // self.row_multiple) * self.row_multiple

@@ -17,6 +17,9 @@ from tests.cli_support import bltcli, here, home, one_line
     [
         (["-k", "0"], "0"),
         (["-k", "65"], "65"),
+        (["--method", "blt-d"], "--method"),
+        (["--unmask", "confidence", "--alpha", "1.5"], "--alpha is 1.5"),
+        (["--unmask", "entropy", "--gamma", "nan"], "--gamma is nan"),
         (["-n", "0"], "--max-bytes is 0"),
         (["--temperature", "nan"], "--temperature is nan"),
         (["--temperature", "inf"], "--temperature is inf"),
@@ -77,6 +80,12 @@ def test_what_is_no_bundle_is_refused(name: str) -> None:
     done = here("generate", "-p", "x", "--model", name)
     assert (done.returncode, done.stdout) == (3, b"")
     one_line(done)
+
+
+def test_a_model_without_blocks_is_refused_for_diffusion() -> None:
+    done = here("generate", "-p", "x", "--model", "bundle", "--method", "blt-dv")
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert "trained on next bytes only; blt-dv needs one trained on blocks, use blt-s" in one_line(done)
 
 
 def test_the_unexpected_is_one_line_and_a_traceback_only_with_debug(

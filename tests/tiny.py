@@ -32,7 +32,7 @@ def stack(
 
 
 def tiny_config(
-    form: str, *, threshold_nats: float = 5.1, max_bytes: int = 4096, max_patches: int = 2048
+    form: str, *, threshold_nats: float = 5.1, max_bytes: int = 4096, max_patches: int = 2048, block_size: int = 0
 ) -> ModelConfig:
     """ "lookup": Fast BLT's decoder input, patches of at most 8. "encoder": as released, patches without a maximum,
     grouped-query attention. "projected": as the released 7B, k = 4 with a projection into the global model."""
@@ -53,6 +53,7 @@ def tiny_config(
             "global_model": stack(64 if form != "projected" else 96, 2, kv_heads, 5e5, None, max_patches),
             "decoder": {**stack(32, 2, kv_heads, 5e5, WINDOW, max_bytes), "input": "lookup" if lookup else "encoder"},
             "cross_attn_k": 4 if form == "projected" else 2,
+            "block_size": block_size,
         }
     )
 

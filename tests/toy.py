@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from bltcli.decoding.denoise import Unmask
 from bltcli.decoding.protocol import Choose
 from bltcli.sampling import FloatArray
 from bltcli.stats import Work
@@ -19,6 +20,7 @@ class ToyModel:
     """`law` [260, 260]: logits of the next id given the last one; `guess` the same for drafts. A patch per byte."""
 
     prefill_rows = 5
+    block_size = 16
 
     def __init__(
         self, law: NDArray[np.float32], guess: NDArray[np.float32], rows: int = 1, context: int = CONTEXT
@@ -58,6 +60,14 @@ class ToyModel:
             self.texts[row] += new.tolist()
         self.work.charge("decoder", 10, 1)
         return logits
+
+    def denoise(self, pending: IdArray, counts: IdArray, unmask: Unmask, choose: Choose) -> list[IdArray]:
+        """Position by position, as if each byte of the block followed the drafted one before it; `unmask` is asked."""
+        for row, count in enumerate(counts.tolist()):
+            if count:
+                logits = np.repeat(self.guess[pending[row]][None, None], count, axis=1)
+                assert unmask.reveal(logits, np.ones((1, count), dtype=np.bool_)).any()
+        return self.draft(pending, counts, choose)
 
     def draft(self, pending: IdArray, counts: IdArray, choose: Choose) -> list[IdArray]:
         drafts = []

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from bltcli.decoding.driver import Chunk
     from bltcli.stats import DecodeStats
 
-METHODS: Final = ("ar", "blt-s")
+METHODS: Final = ("ar", "blt-s", "blt-dv")
+UNMASK: Final = ("one-step", "confidence", "entropy", "entropy-max")
 UTF8: Final = ("raw", "replace", "strict")
 EXAMPLE: Final = "printf 'Once upon a time' | bltcli generate"
 MOST_BYTES: Final = 2**62  # what a counter of bytes holds
@@ -35,6 +36,10 @@ class Options:
     precision: Literal["fp32", "fp16", "bf16"] | None
     method: str
     draft_bytes: int
+    block: int | None
+    unmask: str
+    alpha: float
+    gamma: float
     max_bytes: int
     stop: tuple[str, ...]
     temperature: float
@@ -78,9 +83,17 @@ Examples:
     model_option,
     click.option("--method", type=click.Choice(METHODS), default="blt-s", show_default=True,
                  help="ar: one byte per pass. blt-s: the model drafts bytes with its small decoder and keeps those "
-                      "that the full model confirms; the same bytes in fewer passes."),
+                      "that the full model confirms; the same bytes in fewer passes. blt-dv: as blt-s, with the "
+                      "bytes of a block drafted together; needs a model trained on blocks."),
     click.option("-k", "--draft-bytes", type=int, default=8, show_default=True, metavar="K",
                  help="Bytes drafted per round of blt-s, 1 to 64."),
+    click.option("--block", type=int, default=None, metavar="B",
+                 help="Bytes drafted per round of blt-dv.  [default: as many as the model was trained with]"),
+    click.option("--unmask", type=click.Choice(UNMASK), default="one-step", show_default=True,
+                 help="Which bytes of a block are settled per pass. confidence: those likelier than --alpha. entropy: "
+                      "the surest, up to --gamma nats together; entropy-max: the last of them not counted."),
+    click.option("--alpha", type=float, default=0.3, show_default=True, help="Probability for --unmask confidence."),
+    click.option("--gamma", type=float, default=1.5, show_default=True, help="Nats for --unmask entropy."),
     click.option("-n", "--max-bytes", type=int, default=512, show_default=True, metavar="N",
                  help="Bytes to generate at most."),
     click.option("--stop", multiple=True, metavar="TEXT",
@@ -120,6 +133,7 @@ def command(**values: Any) -> None:
 
 def run(o: Options) -> None:
     # options: everything that can be refused without a model
+    from bltcli.decoding.denoise import make_unmask
     from bltcli.decoding.stop import Stop
     from bltcli.sampling import Sampler
     from bltcli.stats import DecodeStats
@@ -127,6 +141,7 @@ def run(o: Options) -> None:
     sampler = Sampler(temperature=o.temperature, top_k=o.top_k, top_p=o.top_p, min_p=o.min_p, seed=o.seed,
                       ignore_eos=o.ignore_eos)  # fmt: skip
     stop = Stop(max_bytes=min(o.max_bytes, MOST_BYTES), strings=tuple(map(streams.unescape, o.stop)))
+    unmask = make_unmask(o.unmask, o.alpha, o.gamma)
     if o.stats_json is not None:
         streams.check_writable(o.stats_json)
     prompt = streams.read_input(o.prompt, o.prompt_file, example=EXAMPLE)
@@ -140,7 +155,7 @@ def run(o: Options) -> None:
 
     bundle = open_bundle(resolve_bundle(o.model, o.precision, render.notice))
     model = open_model(bundle, engine=o.engine, rows=1, threads=o.threads, exact=o.exact)
-    method = make_method(o.method, model, o.draft_bytes)
+    method = make_method(o.method, model, o.draft_bytes, block=o.block, unmask=unmask)
     render.detail(f"{bundle.path} ({bundle.precision}) on {model.engine_name}, {o.method}, {len(prompt)} prompt bytes")
 
     # generation
@@ -199,6 +214,7 @@ def report(o: Options, bundle: Bundle, engine: str, stats: DecodeStats, reason: 
         "precision": bundle.precision,
         "method": o.method,
         "k": o.draft_bytes if o.method == "blt-s" else None,
+        "block": (o.block or bundle.config.block_size) if o.method == "blt-dv" else None,
         "seed": o.seed,
         "bundle_sha256": bundle.sha256,
         "finish_reason": reason,

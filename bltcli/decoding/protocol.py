@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from bltcli.decoding.denoise import Unmask
 from bltcli.decoding.rows import Rows
 from bltcli.sampling import FloatArray
 from bltcli.vocab import IdArray
@@ -22,6 +23,11 @@ class ByteModel(Protocol):
     @property
     def max_bytes(self) -> int:
         """Longest text, BOS included."""
+        ...
+
+    @property
+    def block_size(self) -> int:
+        """Largest block of masked bytes that was trained; 0: none."""
         ...
 
     @property
@@ -43,6 +49,11 @@ class ByteModel(Protocol):
 
     def draft(self, pending: IdArray, counts: IdArray, choose: Choose) -> list[IdArray]:
         """counts[r] guessed bytes after pending[r], by the decoder alone on the last closed latent. Changes no text."""
+        ...
+
+    def denoise(self, pending: IdArray, counts: IdArray, unmask: Unmask, choose: Choose) -> list[IdArray]:
+        """counts[r] bytes after pending[r], by the decoder alone: a block of MASK rows on the last closed latent,
+        revealed step by step. Changes no text."""
         ...
 
     def rewind(self, lengths: IdArray) -> None:

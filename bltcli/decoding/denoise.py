@@ -1,0 +1,99 @@
+"""Which masked bytes of a block are revealed after a decoder pass. Knows no model; the bytes are the sampler's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bltcli.errors import UsageError
+from bltcli.sampling import FloatArray
+from bltcli.vocab import NEVER_GENERATED
+
+Bools = NDArray[np.bool_]
+
+
+class Unmask(Protocol):
+    """A rule of Fast BLT (arXiv 2605.08044, inference of BLT-D)."""
+
+    def reveal(self, logits: FloatArray, masked: Bools) -> Bools:
+        """Which of the masked positions to reveal, bool [n, B]; at least one in each row that has any.
+        logits [n, B, 260], masked [n, B]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Every masked position whose likeliest byte has more than probability `alpha`, else the single surest one."""
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise UsageError(f"--alpha is {self.alpha}; use a probability from 0 to 1")
+
+    def reveal(self, logits: FloatArray, masked: Bools) -> Bools:
+        top = np.where(masked, probabilities(logits).max(axis=-1), -1.0)
+        surest = np.arange(masked.shape[1]) == top.argmax(axis=1)[:, None]
+        none = top.max(axis=1, keepdims=True) <= self.alpha
+        shown: Bools = masked & ((top > self.alpha) | (surest & none))
+        return shown
+
+
+@dataclass(frozen=True)
+class EntropyBounded:
+    """Masked positions in order of entropy, as many as keep their cumulative entropy at most `gamma` nats, else the
+    first. "sum-max" leaves the largest entropy of the prefix out of its sum (the EB-Sampler's own bound)."""
+
+    gamma: float
+    form: Literal["sum", "sum-max"] = "sum"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma < float("inf"):
+            raise UsageError(f"--gamma is {self.gamma}; use 0 or a positive number of nats")
+
+    def reveal(self, logits: FloatArray, masked: Bools) -> Bools:
+        p = probabilities(logits)
+        entropy = np.where(masked, -(p * np.log(np.where(p > 0, p, 1))).sum(axis=-1), np.inf)
+        order = np.argsort(entropy, axis=1, kind="stable")
+        ordered = np.take_along_axis(entropy, order, axis=1)
+        total = np.cumsum(np.where(np.isinf(ordered), 0, ordered), axis=1)
+        bounded = total if self.form == "sum" else total - np.where(np.isinf(ordered), 0, ordered)
+        shown = bounded <= self.gamma
+        shown[:, 0] = True
+        chosen = np.zeros_like(masked)
+        np.put_along_axis(chosen, order, shown, axis=1)
+        return chosen & masked
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """Everything at once."""
+
+    def reveal(self, logits: FloatArray, masked: Bools) -> Bools:
+        return masked
+
+
+def make_unmask(name: str, alpha: float, gamma: float) -> Unmask:
+    """The rule by its name on the command line. UsageError for an unknown name or a threshold out of range."""
+    rules: dict[str, Callable[[], Unmask]] = {
+        "one-step": OneStep,
+        "confidence": lambda: Confidence(alpha),
+        "entropy": lambda: EntropyBounded(gamma),
+        "entropy-max": lambda: EntropyBounded(gamma, "sum-max"),
+    }
+    if name not in rules:
+        raise UsageError(f"--unmask is {name!r}; use one of {', '.join(rules)}")
+    return rules[name]()
+
+
+def probabilities(logits: FloatArray) -> NDArray[np.float64]:
+    """softmax over the ids that can be generated, float64 [..., 260]."""
+    allowed = logits.astype(np.float64)
+    allowed[..., NEVER_GENERATED] = -np.inf
+    scores = np.exp(allowed - allowed.max(axis=-1, keepdims=True))
+    p: NDArray[np.float64] = scores / scores.sum(axis=-1, keepdims=True)
+    return p
