@@ -119,6 +119,12 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+def with_blocks(recipe: Path) -> None:
+    """Make the recipe one of block diffusion."""
+    text = RECIPE.replace("cross_attn_k = 2", "cross_attn_k = 2\nblock_size = 8")
+    recipe.write_text(f"{text}[blocks]\nsizes = [4, 8]\nper_row = 4\nrandom_starts = 0.5\n")
+
+
 def ids_of(text: bytes) -> np.ndarray:
     return np.append(encode(text), EOS)
 
@@ -266,10 +272,12 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(recipe: Path, 
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("stopped_in", ["patcher", "blt"])
+@pytest.mark.parametrize(("stopped_in", "blocks"), [("patcher", False), ("blt", False), ("blt", True)])
 def test_a_resumed_run_has_exactly_the_losses_of_an_unbroken_one(
-    recipe: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_in: str
+    recipe: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_in: str, blocks: bool
 ) -> None:
+    if blocks:
+        with_blocks(recipe)
     config = load_config(recipe)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     figures = train(config, root, whole, resume=False, show=lambda line: None)
@@ -291,6 +299,27 @@ def test_a_resumed_run_has_exactly_the_losses_of_an_unbroken_one(
         assert len(losses_of(broken, phase)) == config.blt.steps + (phase == stopped_in)  # step 4 was taken twice
     ours, theirs = (load_file(out / "checkpoint" / "model.safetensors") for out in (whole, broken))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_recipe_with_blocks_trains_on_blocks_and_says_so(recipe: Path, root: Path, tmp_path: Path) -> None:
+    with_blocks(recipe)
+    config = load_config(recipe)
+    config = dataclasses.replace(config, blt=dataclasses.replace(config.blt, steps=60, learning_rate=1e-2))
+    train(config, root, tmp_path / "out", resume=False, show=lambda line: None)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    masked = [row["masked_bits_per_byte"] for row in rows if row["phase"] == "blt"]
+    assert masked[0] > 7
+    assert np.mean(masked[-5:]) < 5
+    assert all("masked_bits_per_byte" not in row for row in rows if row["phase"] == "patcher")
+    written = json.loads((tmp_path / "out" / "checkpoint" / "config.json").read_text())
+    assert written["model"]["block_size"] == 8
+
+
+def test_a_block_size_that_is_not_trained_is_refused(recipe: Path) -> None:
+    with_blocks(recipe)
+    recipe.write_text(recipe.read_text().replace("block_size = 8", "block_size = 16"))
+    with pytest.raises(UsageError, match=r"model\.block_size is 16, the largest block trained is 8"):
+        load_config(recipe)
 
 
 def test_an_earlier_run_is_neither_overwritten_nor_resumed_unasked(recipe: Path, root: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def train(config: TrainConfig, root: Path, out: Path, *, resume: bool, show: Cal
     if config.optimiser.compile:
         for part in parts:
             part.compile(dynamic=True)
-    blt = Trainer(model, parts, blt_objective, train_corpus, config.blt, config.optimiser, blt_state)
+    blt = Trainer(model, parts, objective_of(config), train_corpus, config.blt, config.optimiser, blt_state)
     blt.resume()
     blt.run(log_to(out / _LOG, "blt", show))
 
