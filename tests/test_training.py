@@ -24,92 +24,12 @@ from bltcli.train.loop import Figures, Trainer, learning_rate
 from bltcli.train.objective import blt_objective, patcher_objective, predicted
 from bltcli.train.recipe import bytes_per_patch, calibrate, entropies, train
 from bltcli.vocab import BOS, EOS, OFFSET, PAD, decode, encode
-
-RECIPE = """
-bytes_per_patch = 4.0
-[data]
-seed = 7
-row_bytes = 96
-batch_rows = 4
-dev_modulo = 4
-[[data.sources]]
-name = "pairs"
-kind = "pairs"
-files = ["train/toy.en-fr"]
-weight = 0.7
-join = 2
-[[data.sources]]
-name = "prose"
-kind = "prose"
-files = ["lm/toy.txt"]
-weight = 0.3
-join = 2
-[model]
-cross_attn_k = 2
-[model.patcher]
-hidden_size = 32
-num_layers = 1
-num_heads = 2
-num_kv_heads = 2
-intermediate_size = 64
-rope_theta = 10000.0
-max_positions = 512
-max_patch_length = 8
-[model.encoder]
-hidden_size = 32
-num_layers = 1
-num_heads = 2
-num_kv_heads = 2
-intermediate_size = 64
-rope_theta = 500000.0
-max_positions = 512
-window = 64
-hash_group_sizes = [3, 4]
-hash_vocab = 64
-[model.global_model]
-hidden_size = 64
-num_layers = 1
-num_heads = 2
-num_kv_heads = 2
-intermediate_size = 128
-rope_theta = 500000.0
-max_positions = 512
-[model.decoder]
-hidden_size = 32
-num_layers = 1
-num_heads = 2
-num_kv_heads = 2
-intermediate_size = 64
-rope_theta = 500000.0
-max_positions = 512
-window = 64
-input = "lookup"
-[patcher]
-steps = 6
-learning_rate = 0.005
-warmup_steps = 2
-[blt]
-steps = 6
-learning_rate = 0.005
-warmup_steps = 2
-[optimiser]
-save_every = 3
-log_every = 1
-"""
+from tests.toy_training import RECIPE, quiet, with_blocks, write_root
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A data root with forty pairs and forty hard-wrapped paragraphs."""
-    for folder in ("train", "lm"):
-        (tmp_path / "data" / folder).mkdir(parents=True)
-    english = [f"the cat number {n} sees the dog" for n in range(40)]
-    french = [f"le chat numéro {n} voit le chien" for n in range(40)]
-    (tmp_path / "data/train/toy.en-fr.en").write_text("\n".join(english) + "\n")
-    (tmp_path / "data/train/toy.en-fr.fr").write_text("\n".join(french) + "\n")
-    prose = [f"Paragraph {n} is long enough to be kept\nand is wrapped by hand." for n in range(40)]
-    (tmp_path / "data/lm/toy.txt").write_text("\n\n".join(prose))
-    return tmp_path / "data"
+    return write_root(tmp_path / "data")
 
 
 @pytest.fixture
@@ -117,12 +37,6 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE)
     return path
-
-
-def with_blocks(recipe: Path) -> None:
-    """Make the recipe one of block diffusion."""
-    text = RECIPE.replace("cross_attn_k = 2", "cross_attn_k = 2\nblock_size = 8")
-    recipe.write_text(f"{text}[blocks]\nsizes = [4, 8]\nper_row = 4\nrandom_starts = 0.5\n")
 
 
 def ids_of(text: bytes) -> np.ndarray:
@@ -280,7 +194,7 @@ def test_a_resumed_run_has_exactly_the_losses_of_an_unbroken_one(
         with_blocks(recipe)
     config = load_config(recipe)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    figures = train(config, root, whole, resume=False, show=lambda line: None)
+    figures = train(config, root, whole, resume=False, show=quiet)
 
     take_step = Trainer.take_step
 
@@ -291,9 +205,9 @@ def test_a_resumed_run_has_exactly_the_losses_of_an_unbroken_one(
 
     monkeypatch.setattr(Trainer, "take_step", stopping)
     with pytest.raises(KeyboardInterrupt):
-        train(config, root, broken, resume=False, show=lambda line: None)
+        train(config, root, broken, resume=False, show=quiet)
     monkeypatch.setattr(Trainer, "take_step", take_step)
-    assert train(config, root, broken, resume=True, show=lambda line: None) == figures
+    assert train(config, root, broken, resume=True, show=quiet) == figures
     for phase in ("patcher", "blt"):
         assert dict(losses_of(broken, phase)) == dict(losses_of(whole, phase))
         assert len(losses_of(broken, phase)) == config.blt.steps + (phase == stopped_in)  # step 4 was taken twice
@@ -305,7 +219,7 @@ def test_a_recipe_with_blocks_trains_on_blocks_and_says_so(recipe: Path, root: P
     with_blocks(recipe)
     config = load_config(recipe)
     config = dataclasses.replace(config, blt=dataclasses.replace(config.blt, steps=60, learning_rate=1e-2))
-    train(config, root, tmp_path / "out", resume=False, show=lambda line: None)
+    train(config, root, tmp_path / "out", resume=False, show=quiet)
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     masked = [row["masked_bits_per_byte"] for row in rows if row["phase"] == "blt"]
     assert masked[0] > 7
@@ -327,7 +241,7 @@ def test_an_earlier_run_is_neither_overwritten_nor_resumed_unasked(recipe: Path,
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "blt.pt").touch()
     with pytest.raises(UsageError, match="--resume"):
-        train(config, root, tmp_path / "out", resume=False, show=lambda line: None)
+        train(config, root, tmp_path / "out", resume=False, show=quiet)
 
 
 def test_both_losses_fall_on_a_toy_text(recipe: Path, root: Path, tmp_path: Path) -> None:

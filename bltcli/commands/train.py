@@ -19,7 +19,8 @@ very losses of a run that was never stopped.
 \b
 Examples:
   bltcli train examples/train-builtin.toml --data corpora --out runs/builtin
-  bltcli train examples/train-builtin.toml --data corpora --out runs/builtin --resume""",
+  bltcli train examples/train-builtin.toml --data corpora --out runs/builtin --resume
+  bltcli train examples/train-builtin-blocks.toml --data corpora --init runs/builtin/checkpoint --out runs/blocks""",
 )
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @options(
@@ -27,13 +28,22 @@ Examples:
                  show_default=True, help="Folder for the run's state, log.jsonl and checkpoint/."),
     click.option("--data", envvar="BLTCLI_DATA", type=click.Path(exists=True, file_okay=False, path_type=Path),
                  help="Root of the recipe's files (else data.root of the recipe). [env: BLTCLI_DATA]"),
+    click.option("--init", type=click.Path(exists=True, file_okay=False, path_type=Path),
+                 help="Begin the second phase from this checkpoint, with its entropy model and threshold; the first "
+                      "phase is left out."),
     click.option("--resume/--fresh", default=None, help="Go on with the run in --out, or discard it."),
     click.option("--steps", type=click.IntRange(min=1), help="Steps of the second phase, in place of the recipe's."),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads."),
     settings.verbosity_options,
 )  # fmt: skip
 def command(
-    config: Path, out: Path, data: Path | None, resume: bool | None, steps: int | None, threads: int | None
+    config: Path,
+    out: Path,
+    data: Path | None,
+    init: Path | None,
+    resume: bool | None,
+    steps: int | None,
+    threads: int | None,
 ) -> None:
     """Train a model from the recipe CONFIG (TOML): first the entropy model, then the rest with it frozen.
 
@@ -56,4 +66,4 @@ def command(
         torch.set_num_threads(threads)
     if resume is False:
         discard(out)
-    train(recipe, root, out, resume=bool(resume), show=render.notice)
+    train(recipe, root, out, resume=bool(resume), show=render.notice, init=init)

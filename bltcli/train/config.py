@@ -43,6 +43,7 @@ class DataConfig:
     row_bytes: int  # ids per packed row, BOS and EOS included
     batch_rows: int
     dev_modulo: int = 200  # one text in so many is held out, by a hash of the text
+    exclude: tuple[str, ...] = ()  # files under the root: no text is used that repeats a line of them, see `normal`
     sources: tuple[SourceConfig, ...]
 
     def __post_init__(self) -> None:
@@ -85,7 +86,7 @@ class BlocksConfig:
     """Block diffusion beside next-byte prediction, in the second phase."""
 
     sizes: tuple[int, ...]  # one is drawn per batch; a single size reproduces one model per block size
-    per_row: int  # blocks drawn per packed row; each weighs as much as those it stands for
+    per_row: int  # blocks of the largest size drawn per packed row, of smaller sizes as many more; see `make_blocks`
     random_starts: float = 0.0  # share of rows whose blocks start anywhere instead of at patch starts
 
     def __post_init__(self) -> None:

@@ -31,12 +31,12 @@ class BlockDiffusion:
 
     Both are sums over the batch, and the trainer divides their sum by one number, the count of predicted clean bytes.
     So they keep the paper's 1:1 weight whatever the batch; per clean byte L_mask weighs about B / (bytes per patch)
-    times a mean masked loss. Only `blocks_per_row` blocks of a row are run, each weighing as much as those it stands
-    for, so that the expected loss stays that of all blocks.
+    times a mean masked loss. Only some blocks of a row are run, each weighing as much as those it stands for, so that
+    the expected loss stays that of all blocks.
     """
 
     block_sizes: tuple[int, ...]  # one is drawn per batch
-    blocks_per_row: int
+    blocks_per_row: int  # of the largest size; of smaller ones as many more, so that a row has the same block bytes
     random_starts: float = 0.0  # share of rows whose blocks start anywhere instead of at patch starts
     seed: int = 0
 
@@ -46,7 +46,8 @@ class BlockDiffusion:
         # a batch draws its blocks by its own bytes, so that a resumed run draws the same
         rng = np.random.default_rng([self.seed, zlib.crc32(ids.tobytes())])
         size = int(rng.choice(self.block_sizes))
-        blocks = make_blocks(layout, size, self.blocks_per_row, rng, random_starts=self.random_starts)
+        count = self.blocks_per_row * max(self.block_sizes) // size
+        blocks = make_blocks(layout, size, count, rng, random_starts=self.random_starts)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             clean, masked = decode_with_blocks(model, layout, blocks)
         terms = next_byte_terms(model, clean, ids)
