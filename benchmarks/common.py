@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bltcli.decoding import make_method
-from bltcli.decoding.driver import generate
+from bltcli.decoding import MethodOptions
+from bltcli.decoding.driver import generate_texts
 from bltcli.decoding.stop import Stop
 from bltcli.pipeline import Pipeline
 from bltcli.sampling import Sampler
@@ -25,11 +25,8 @@ def run_texts(
     model: Pipeline, method: str, k: int, prompts: Sequence[bytes], new_bytes: int, sampler: Sampler
 ) -> tuple[list[bytes], DecodeStats]:
     """Continue `prompts`, one per row of `model`."""
-    stats, texts = DecodeStats(), [b""] * len(prompts)
-    stop = Stop(max_bytes=new_bytes)
-    for chunk in generate(model, make_method(method, model, k), prompts, sampler=sampler, stop=stop, stats=stats):
-        texts[chunk.record] += chunk.data
-    return texts, stats
+    made = MethodOptions(method=method, draft_bytes=k).make(model)
+    return generate_texts(model, made, prompts, sampler=sampler, stop=Stop(max_bytes=new_bytes))
 
 
 def environment() -> dict[str, Any]:

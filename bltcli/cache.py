@@ -71,7 +71,7 @@ class KVCache:
         }
 
     def bias(
-        self, starts: IdArray, counts: IdArray, rows: int, window: int | None, *, causal: int | None = None
+        self, starts: IdArray, counts: IdArray, rows: int, window: int | None, *, causal: IdArray | None = None
     ) -> NDArray[np.float32]:
         """attn_bias [b, 1, rows, C]: 0 where a row sees a slot, MASKED elsewhere. Window 3, one real row, one pad:
 
@@ -79,7 +79,7 @@ class KVCache:
             row at 3   .  0  0  0  .  .
             pad at 4   .  .  .  .  0  .     a pad sees its own slot only: an empty row would be undefined
 
-        Rows from number `causal` on are a block: each also sees the block's later rows. Causal 1, three real rows:
+        Rows from number causal[r] on are a block: each also sees the block's later rows. Causal 1, three real rows:
 
             row at 3   .  0  0  0  .  .
             row at 4   .  .  0  0  0  0
@@ -89,7 +89,9 @@ class KVCache:
         first = starts - self.bases
         own = first[:, None] + numbers  # slot of each row, [b, rows]
         real = numbers < counts[:, None]
-        last = own if causal is None else np.where(real & (numbers >= causal), (first + counts - 1)[:, None], own)
+        last = (
+            own if causal is None else np.where(real & (numbers >= causal[:, None]), (first + counts - 1)[:, None], own)
+        )
         reach = np.where(real, self.capacity + 1 if window is None else window, 1)
         seen = (slots <= last[:, :, None]) & (slots > (own - reach)[:, :, None])
         return np.where(seen, np.float32(0), np.float32(MASKED))[:, None]

@@ -25,7 +25,7 @@ from bltcli.ngrams import hash_rows
 from bltcli.patcher import closes_patch
 from bltcli.sampling import FloatArray
 from bltcli.stats import Work
-from bltcli.vocab import MASK, IdArray, encode
+from bltcli.vocab import MASK, OUTPUT_IDS, IdArray, encode
 from bltcli_engines.counting import CountingEngine
 from bltcli_engines.protocol import Engine, Runtime
 from bltcli_engines.state import bind_state
@@ -69,6 +69,8 @@ class Pipeline:
             (rows, config.global_model.max_positions + 1), dtype=np.int64
         )  # of patch m: the open one
         self._encoded = np.zeros(rows, dtype=np.int64)  # byte states that are valid for the ids above
+        self._decoded = np.zeros(rows, dtype=np.int64)  # bytes whose decoder keys are valid; behind after `absorb`
+        self._peeked = np.zeros(rows, dtype=np.int64)  # 1 where the last latent is that of the open patch
         local = (config.patcher, config.encoder, config.decoder)
         self._reach = max(stack.window or config.max_bytes for stack in local)
         self._placed_for: tuple[Any, ...] = ()
@@ -103,36 +105,45 @@ class Pipeline:
     def clear(self, row: int) -> None:
         self.byte_cache.clear(row)
         self.patch_cache.clear(row)
-        self._encoded[row] = 0
+        self._encoded[row] = self._decoded[row] = self._peeked[row] = 0
 
     def rewind(self, lengths: IdArray) -> None:
         self.byte_cache.rewind(lengths)
         closed = self._closed[self._row[:, 0], self._margin + np.maximum(lengths - 1, 0)]
         self.patch_cache.rewind(np.where(lengths > 0, closed, 0))
         np.minimum(self._encoded, lengths, out=self._encoded)
+        np.minimum(self._decoded, lengths, out=self._decoded)
+        self._peeked[:] = 0
 
     def extend(self, ids: Sequence[IdArray]) -> FloatArray:
+        return self._decode(self._absorb(ids, peek=False))
+
+    def absorb(self, ids: Sequence[IdArray], *, peek: bool = False) -> None:
+        self._absorb(ids, peek=peek)
+
+    def _absorb(self, ids: Sequence[IdArray], *, peek: bool) -> IdArray:
+        """Run ids through patcher, encoder and global model; how many there were, [b]."""
         counts = np.array([len(row) for row in ids], dtype=np.int64)
         assert counts.max() >= 1
         assert (counts <= self.room).all(), "the context's end is the driver's business"
         starts = self.lengths.copy()
         rows = self._pad(int(counts.max()))
-        self._make_room(starts, counts + rows)
+        self._make_room(counts + rows)
         self._store(starts, ids)
-        padded = self._window(self._ids, starts, rows)
         place = self._place(starts, counts, rows, self.config.patcher.window)
+        padded = self._window(self._ids, starts, rows)
         entropy = self.engines["patcher"].run({"ids": padded, **place})["entropy"]
         self._encode(starts + counts)
-        self._close_patches(starts, counts, entropy)
-        logits = self._decode(padded, starts, counts, rows)
+        self._close_patches(starts, counts, entropy, peek=peek)
         self.byte_cache.append(counts)
-        return logits
+        return counts
 
     def draft(self, pending: IdArray, counts: IdArray, choose: Choose) -> list[IdArray]:
+        assert (self._decoded == self.lengths).all(), "drafting needs what `absorb` left to the decoder"
         longest = int(counts.max())
         drafts = np.zeros((self.rows, longest), dtype=np.int64)
         if longest:
-            self._make_room(self.lengths, np.full_like(counts, longest + self._pad(1)))
+            self._make_room(np.full_like(counts, longest + self._pad(1)))
         lookup = self.config.decoder.input == "lookup"
         place = self._place(self.lengths, counts, longest, self.config.decoder.window)
         latent = np.maximum(self.patches - 1, 0)[:, None]  # the last closed one, for every drafted byte
@@ -155,40 +166,71 @@ class Pipeline:
             drafts[live, step] = current[live] = chosen
         return [drafts[row, : counts[row]] for row in range(self.rows)]
 
-    def denoise(self, pending: IdArray, counts: IdArray, unmask: Unmask, choose: Choose) -> list[IdArray]:
+    def denoise(
+        self, pending: Sequence[IdArray], counts: IdArray, unmask: Unmask, choose: Choose
+    ) -> tuple[list[IdArray], list[FloatArray]]:
         longest = int(counts.max())
         block = np.full((self.rows, longest), MASK, dtype=np.int64)
+        revealed = np.zeros((self.rows, longest, OUTPUT_IDS), dtype=np.float32)
         masked = np.arange(longest) < counts[:, None]
+        starts = self.lengths + np.array([len(ids) for ids in pending], dtype=np.int64)
         if longest:
-            self._make_room(self.lengths, np.full_like(counts, longest + 1))
-        window, latents = self.config.decoder.window, np.maximum(self.patches - 1, 0)[:, None]
-        head = 1  # the first pass also runs the pending byte, whose keys the later ones find in the cache
+            self._make_room(starts - self.lengths + longest + self._pad(1))
+        passes = 0
         while masked.any():
-            starts, present = self.lengths + 1 - head, np.where(counts > 0, counts + head, 0)
-            ids = np.concatenate([pending[:, None], block], axis=1)[:, 1 - head :]
-            place = {
-                **self.byte_cache.place(starts, present, longest + head, self.config.max_bytes),
-                "attn_bias": self.byte_cache.bias(starts, present, longest + head, window, causal=head),
-            }
-            logits = self._run_decoder(ids, ids, np.broadcast_to(latents, ids.shape), place)[:, head:]
+            logits = self._block_pass(block, counts, pending if passes == 0 else None, starts)
             live = np.flatnonzero(masked.any(axis=1))
             shown = np.zeros_like(masked)
             shown[live] = unmask.reveal(logits[live], masked[live])
             row, column = np.nonzero(shown)
-            block[row, column] = choose(logits[row, column], row, self.lengths[row] + 1 + column)
+            block[row, column] = choose(logits[row, column], row, starts[row] + column)
+            revealed[row, column] = logits[row, column]
             masked &= ~shown
-            head = 0
-        return [block[row, : counts[row]] for row in range(self.rows)]
+            passes += 1
+        parts = [(block[row, :count], revealed[row, :count]) for row, count in enumerate(counts.tolist())]
+        return [ids for ids, _ in parts], [logits for _, logits in parts]
+
+    def _block_pass(
+        self, block: IdArray, counts: IdArray, pending: Sequence[IdArray] | None, starts: IdArray
+    ) -> FloatArray:
+        """One decoder pass over blocks at starts[r]: logits [b, B, 260]. With `pending`, the first one: before the
+        block, it also runs what the decoder has not seen yet, as clean rows whose keys later passes find cached."""
+        first, latest = starts.copy(), np.maximum(self.patches - 1, 0) + self._peeked
+        if pending is not None:
+            first = np.where(counts > 0, self._decoded, starts)
+        clean = starts - first
+        present = np.where(counts > 0, clean + counts, 0)
+        rows = self._pad(int(present.max()))
+        ids = np.zeros((self.rows, rows), dtype=np.int64)
+        latents = np.repeat(latest[:, None], rows, axis=1)
+        for row in np.flatnonzero(counts).tolist():
+            if pending is not None:
+                behind = int(self.lengths[row] - first[row])
+                at = self._margin + int(first[row])
+                ids[row, :behind] = self._ids[row, at : at + behind]
+                ids[row, behind : clean[row]] = pending[row]
+                latents[row, :behind] = np.maximum(self._closed[row, at : at + behind] - 1, 0)
+            ids[row, clean[row] : present[row]] = block[row, : counts[row]]
+        place = {
+            **self.byte_cache.place(first, present, rows, self.config.max_bytes),
+            "attn_bias": self.byte_cache.bias(first, present, rows, self.config.decoder.window, causal=clean),
+        }
+        logits = self._run_decoder(ids, ids, latents, place)
+        if pending is not None:
+            self._decoded[counts > 0] = self.lengths[counts > 0]
+        columns = np.minimum(clean[:, None] + np.arange(block.shape[1]), rows - 1)
+        found: FloatArray = logits[self._row, columns]
+        return found
 
     def _pad(self, rows: int) -> int:
         return -(-rows // self.row_multiple) * self.row_multiple
 
-    def _make_room(self, starts: IdArray, counts: IdArray) -> None:
-        """Slide what no row needs any more, then hold counts[r] positions from starts[r] on."""
+    def _make_room(self, counts: IdArray) -> None:
+        """Slide what no row needs any more, then hold counts[r] positions beyond each text."""
         for row in range(self.rows):
             open_patch = self._starts[row, self.patches[row]] if self.lengths[row] else 0
-            self.byte_cache.slide(row, min(int(starts[row]) - self._reach + 1, int(open_patch)))
-        self.byte_cache.reserve(starts + counts)
+            self.byte_cache.slide(row, min(int(self._decoded[row]) - self._reach + 1, int(open_patch)))
+        self.byte_cache.reserve(self.lengths + counts)
 
     def _store(self, starts: IdArray, ids: Sequence[IdArray]) -> None:
         """Write ids; byte states stay valid up to the first id that changes."""
@@ -234,9 +276,11 @@ class Pipeline:
         self.engines["encoder"].run({"embeds": self.tables.gather(ids[:, self._margin :], index), **place})
         self._encoded[:] = ends
 
-    def _close_patches(self, starts: IdArray, counts: IdArray, entropy: FloatArray) -> None:
-        """Decide which of the new bytes end a patch, and run the global model once over all patches that ended."""
-        patches: list[list[tuple[int, int]]] = []  # per row: first byte and length of each closed patch
+    def _close_patches(self, starts: IdArray, counts: IdArray, entropy: FloatArray, *, peek: bool) -> None:
+        """Decide which of the new bytes end a patch, and run the global model once over all patches that ended; with
+        `peek` over the open ones too, whose latents count until the next byte comes."""
+        patches: list[list[tuple[int, int]]] = []  # per row: first byte and length of each patch
+        self._peeked[:] = 0
         for row in range(self.rows):
             patches.append([])
             start, count, closed = int(starts[row]), int(counts[row]), int(self.patches[row])
@@ -254,6 +298,9 @@ class Pipeline:
                 self._starts[row, closed] = first
             if not start:
                 self._starts[row, 0] = 0
+            if peek and first < start + count:
+                patches[row].append((first, start + count - first))
+                self._peeked[row] = 1
         if any(patches):
             self._run_global(patches)
 
@@ -280,7 +327,7 @@ class Pipeline:
                 "attn_bias": cache.bias(starts, counts, columns, stack.window),
             }
         )
-        cache.append(counts)
+        cache.append(counts - self._peeked)
 
     def _patch_bytes(self, longest: int) -> int:
         """Padded patch length. Constant where patches are bounded tightly; else a power of two, so that the sums over a
@@ -292,11 +339,22 @@ class Pipeline:
             else max(MIN_PATCH_BYTES, 1 << (longest - 1).bit_length())
         )
 
-    def _decode(self, ids: IdArray, starts: IdArray, counts: IdArray, rows: int) -> FloatArray:
+    def _decode(self, counts: IdArray) -> FloatArray:
+        """Run the decoder up to the texts' ends: logits of the last counts[r] bytes, [b, q, 260]."""
+        starts = self._decoded.copy()
+        present = self.lengths - starts
+        rows = self._pad(int(present.max()))
         latents = np.maximum(self._window(self._closed, starts, rows) - 1, 0)
-        latents[np.arange(rows) >= counts[:, None]] = 0  # padding reads what is there for certain
-        place = self._place(starts, counts, rows, self.config.decoder.window)
-        return self._run_decoder(ids, starts[:, None] + np.arange(rows), latents, place)
+        latents[np.arange(rows) >= present[:, None]] = 0  # padding reads what is there for certain
+        ids = self._window(self._ids, starts, rows)
+        place = self._place(starts, present, rows, self.config.decoder.window)
+        logits = self._run_decoder(ids, starts[:, None] + np.arange(rows), latents, place)
+        self._decoded[:] = self.lengths
+        behind = present - counts
+        if behind.any():
+            columns = np.minimum(behind[:, None] + np.arange(int(counts.max())), rows - 1)
+            logits = logits[self._row, columns]
+        return logits
 
     def _run_decoder(self, ids: IdArray, positions: IdArray, latents: IdArray, place: dict[str, Any]) -> FloatArray:
         if self.config.decoder.input == "lookup":

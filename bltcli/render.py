@@ -10,6 +10,7 @@ from typing import Any
 
 from bltcli import settings, streams
 
+METHOD_SETTINGS = ("k", "block", "unmask", "alpha", "gamma", "trust")
 PLAIN_SECONDS = 1.0  # between progress lines where no terminal can redraw one
 
 
@@ -67,16 +68,17 @@ def statistics(s: dict[str, Any]) -> str:
     if s["rounds"]:
         drafts = f"; {s['accepted']} of {s['drafted']} drafted bytes kept" if s["drafted"] else ""
         rate = f" ({s['acceptance_rate']:.0%})" if s["drafted"] else ""
+        rate += f", {s['copied_accepted']} of {s['copied']} copied ones" if s["copied"] else ""
         rows.append(("rounds", f"{s['rounds']}, {s['bytes_per_round']:.2f} bytes each{drafts}{rate}"))
     if s["patches"]:
         rows.append(("patches", f"{s['patches']}, {s['bytes_per_patch']:.2f} bytes each"))
     memory = f", peak memory {size(s['peak_rss_bytes'])}" if s["peak_rss_bytes"] else ""
-    k = f" k={s['k']}" if s["k"] is not None else ""
+    how = "".join(f" {name}={s[name]}" for name in METHOD_SETTINGS if s[name] is not None)
     rows += [
         ("passes", f"{passes(s['nfe'])} (prompt: {passes(s['prefill_nfe'])})"),
         ("read", f"{size(s['weight_bytes_read'])} of weights, {size(s['kv_bytes_read'])} of caches; "
                  f"paper's formula {s['paper_gb']:.3f} GB"),
-        ("with", f"{s['method']}{k}, {s['engine']}, {s['precision']}, seed {s['seed']}{memory}"),
+        ("with", f"{s['method']}{how}, {s['engine']}, {s['precision']}, seed {s['seed']}{memory}"),
     ]  # fmt: skip
     return table(rows)
 

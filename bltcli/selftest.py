@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bltcli.decoding import make_method
-from bltcli.decoding.driver import generate
+from bltcli.decoding import MethodOptions
+from bltcli.decoding.driver import generate_texts
 from bltcli.decoding.stop import Stop
 from bltcli.errors import BltError
 from bltcli.sampling import FloatArray, Sampler
-from bltcli.stats import DecodeStats
 from bltcli.vocab import IdArray, encode
 
 if TYPE_CHECKING:
@@ -81,18 +80,11 @@ def _speculation(bundle: Bundle, engine: str) -> list[Check]:
 
     checks = []
     for label, sampler in (("greedy", Sampler()), ("sampled", Sampler(temperature=0.8, top_p=0.95, seed=7))):
-        outputs = []
+        outputs: list[bytes] = []
         for method in ("ar", "blt-s"):
             model = open_model(bundle, engine=engine)
-            chunks = generate(
-                model,
-                make_method(method, model, 8),
-                [_TEXT],
-                sampler=sampler,
-                stop=Stop(max_bytes=96),
-                stats=DecodeStats(),
-            )
-            outputs.append(b"".join(chunk.data for chunk in chunks))
+            made = MethodOptions(method=method).make(model)
+            outputs += generate_texts(model, made, [_TEXT], sampler=sampler, stop=Stop(max_bytes=96))[0]
         same = outputs[0] == outputs[1]
         promised = model.row_multiple > 1
         detail = f"{len(outputs[0])} bytes " + ("equal" if same else "differ")

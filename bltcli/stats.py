@@ -35,6 +35,8 @@ class DecodeStats:
     rounds: int = 0
     drafted: int = 0  # bytes that could be refused
     accepted: int = 0  # of those, bytes that were kept
+    copied: int = 0  # of the drafted bytes, those copied from earlier text
+    copied_accepted: int = 0  # of those, bytes that were kept
     patches: int = 0  # patches closed by new bytes
     patch_bytes: int = 0  # new bytes that were run through the graphs
     prefill: Work = field(default_factory=Work)
@@ -74,6 +76,8 @@ class DecodeStats:
             "drafted": self.drafted,
             "accepted": self.accepted,
             "acceptance_rate": self.acceptance_rate,
+            "copied": self.copied,
+            "copied_accepted": self.copied_accepted,
             "bytes_per_round": self.bytes_per_round,
             "bytes_per_round_histogram": {str(n): c for n, c in sorted(self.bytes_per_round_histogram.items())},
             "patches": self.patches,

@@ -17,7 +17,9 @@ from tests.cli_support import bltcli, here, home, one_line
     [
         (["-k", "0"], "0"),
         (["-k", "65"], "65"),
-        (["--method", "blt-d"], "--method"),
+        (["--method", "blt-d", "--ngram-draft"], "--ngram-draft needs a method that verifies"),
+        (["-k", "many"], "neither a number nor 'auto'"),
+        (["--method", "blt-h", "--trust", "2"], "--trust is 2.0"),
         (["--unmask", "confidence", "--alpha", "1.5"], "--alpha is 1.5"),
         (["--unmask", "entropy", "--gamma", "nan"], "--gamma is nan"),
         (["-n", "0"], "--max-bytes is 0"),

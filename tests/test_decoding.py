@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bltcli.decoding import make_method
+from bltcli.decoding import MethodOptions
 from bltcli.decoding.driver import Chunk, generate
 from bltcli.decoding.stop import Output, Stop
 from bltcli.errors import UsageError
@@ -35,7 +35,7 @@ def decode(
     chunks = list(
         generate(
             model,
-            make_method(method, model, k),
+            MethodOptions(method=method, draft_bytes=k).make(model),
             [prompt],
             sampler=sampler or Sampler(),
             stop=stop or Stop(max_bytes=12),
@@ -54,9 +54,11 @@ def test_every_counter_of_a_scripted_run_when_all_drafts_are_right() -> None:
     assert (stats.drafted, stats.accepted, stats.acceptance_rate) == (8, 8, 1.0)
     assert dict(stats.bytes_per_round_histogram) == {5: 2, 1: 1}
     assert stats.bytes_per_round == 11 / 3
-    assert stats.decode.nfe["decoder"] == 3
-    assert stats.prefill.nfe["decoder"] == 1
-    assert (stats.decode.weight_bytes, stats.decode.kv_bytes) == (30, 3)
+    # a round is four drafting passes and one pass of everything
+    assert stats.decode.passes() == {"patcher": 3, "encoder": 3, "global": 3, "decoder": 3 + 8}
+    assert stats.prefill.passes() == {"patcher": 1, "encoder": 1, "global": 1, "decoder": 1}
+    assert stats.decode.weight_bytes == 3 * (1 + 2 + 100 + 10) + 8 * 10
+    assert stats.decode.kv_bytes == 3 * 4 + 8
     assert (stats.patches, stats.bytes_per_patch) == (11, 1.0)
 
 
@@ -152,7 +154,7 @@ def test_texts_of_a_batch_do_not_wait_for_each_other_and_come_out_as_alone() -> 
         found = dict.fromkeys(rows, b"")
         chunks = generate(
             model,
-            make_method(method, model, 3),
+            MethodOptions(method=method, draft_bytes=3).make(model),
             [prompts[row] for row in rows],
             sampler=sampler,
             stop=Stop(max_bytes=300),
@@ -171,7 +173,12 @@ def test_texts_of_a_batch_do_not_wait_for_each_other_and_come_out_as_alone() -> 
 def test_stopping_early_keeps_the_counters() -> None:
     stats, model = DecodeStats(), ToyModel(ABC, ABC)
     chunks = generate(
-        model, make_method("blt-s", model, 2), [b"a"], sampler=Sampler(), stop=Stop(max_bytes=100), stats=stats
+        model,
+        MethodOptions(method="blt-s", draft_bytes=2).make(model),
+        [b"a"],
+        sampler=Sampler(),
+        stop=Stop(max_bytes=100),
+        stats=stats,
     )
     first: Chunk = next(chunks)
     chunks.close()
@@ -183,7 +190,7 @@ def test_stopping_early_keeps_the_counters() -> None:
 @pytest.mark.parametrize(("name", "k"), [("blt-s", 0), ("blt-s", 65), ("blt-q", 4)])
 def test_methods_and_k_out_of_range_are_refused(name: str, k: int) -> None:
     with pytest.raises(UsageError, match=r"--method|--draft-bytes"):
-        make_method(name, ToyModel(ABC, ABC), k)
+        MethodOptions(method=name, draft_bytes=k).make(ToyModel(ABC, ABC))
 
 
 @pytest.mark.parametrize("form", ["lookup", "encoder", "projected"])
@@ -198,7 +205,12 @@ def test_self_speculation_equals_ar_over_real_graphs(tiny_bundle: TinyBundle, fo
         model, stats = open_model(bundle, rows=len(prompts)), DecodeStats()
         found = [b""] * len(prompts)
         for chunk in generate(
-            model, make_method(method, model, k), prompts, sampler=sampler, stop=Stop(max_bytes=150), stats=stats
+            model,
+            MethodOptions(method=method, draft_bytes=k).make(model),
+            prompts,
+            sampler=sampler,
+            stop=Stop(max_bytes=150),
+            stats=stats,
         ):
             found[chunk.record] += chunk.data
         return found, stats
@@ -239,7 +251,7 @@ def test_greedy_ar_through_onnx_equals_hugging_face_generate(hf_folder: object, 
             model = open_model(bundle)
             chunks = generate(
                 model,
-                make_method("ar", model, 1),
+                MethodOptions(method="ar", draft_bytes=1).make(model),
                 [prompt],
                 sampler=Sampler(),
                 stop=Stop(max_bytes=64),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from bltcli.cache import KVCache
-from bltcli.decoding import make_method
-from bltcli.decoding.denoise import Confidence, EntropyBounded, OneStep, Unmask, make_unmask
-from bltcli.decoding.driver import generate
+from bltcli.decoding import MethodOptions
+from bltcli.decoding.denoise import Confidence, EntropyBounded, make_unmask
+from bltcli.decoding.driver import generate_texts
 from bltcli.decoding.stop import Stop
 from bltcli.errors import ModelError, UsageError
 from bltcli.graphs import MASKED
-from bltcli.pipeline import Pipeline, open_model
+from bltcli.pipeline import open_model
 from bltcli.sampling import Sampler
 from bltcli.stats import DecodeStats
 from bltcli.train.blocks import Blocks
@@ -22,9 +24,14 @@ from bltcli.vocab import MASK, OUTPUT_IDS
 from bltcli_engines.torch_engine import TorchBuffer
 from tests.conftest import TinyBundle
 from tests.tiny import sample_text, tiny_model
-from tests.toy import ToyModel, random_law
 
-RULES = [OneStep(), Confidence(0.3), Confidence(1.0), EntropyBounded(2.0), EntropyBounded(0.0, "sum-max")]
+RULES: list[dict[str, Any]] = [
+    {"unmask": "one-step"},
+    {"unmask": "confidence", "alpha": 0.3},
+    {"unmask": "confidence", "alpha": 1.0},
+    {"unmask": "entropy", "gamma": 2.0},
+    {"unmask": "entropy-max", "gamma": 0.0},
+]
 
 
 def logits_with(*tops: float) -> np.ndarray:
@@ -66,11 +73,11 @@ def test_entropy_reveals_the_largest_prefix_within_its_bound() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_reveals_only_masked_positions_and_at_least_one(rule: Unmask) -> None:
+def test_every_rule_reveals_only_masked_positions_and_at_least_one(rule: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((50, 8, OUTPUT_IDS)).astype(np.float32)
     masked = rng.random((50, 8)) < 0.4
-    shown = rule.reveal(logits, masked)
+    shown = MethodOptions(**rule).rule().reveal(logits, masked)
     assert not (shown & ~masked).any()
     assert (shown.any(axis=1) == masked.any(axis=1)).all()
 
@@ -79,9 +86,9 @@ def test_block_rows_see_the_whole_block_and_pads_only_themselves() -> None:
     """The drawing of `KVCache.bias`."""
     cache = KVCache([TorchBuffer((1, 1, 6, 4), "float32")], rows=1)
     three, two = np.array([3]), np.array([2])
-    seen = cache.bias(three, three, 3, 3, causal=1)[0, 0] > MASKED / 2
+    seen = cache.bias(three, three, 3, 3, causal=np.array([1]))[0, 0] > MASKED / 2
     assert seen.astype(int).tolist() == [[0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]
-    seen = cache.bias(three, two, 3, None, causal=1)[0, 0] > MASKED / 2
+    seen = cache.bias(three, two, 3, None, causal=np.array([1]))[0, 0] > MASKED / 2
     assert seen.astype(int).tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]]
 
 
@@ -104,7 +111,7 @@ def test_a_block_is_decoded_as_it_was_trained(tiny_bundle: TinyBundle) -> None:
     pipeline.extend([ids[:128]])
     pipeline.extend([ids[128:before]])
     unmask = Recorded()
-    pipeline.denoise(ids[before : before + 1], np.array([8]), unmask, lambda logits, rows, places: logits.argmax(-1))
+    pipeline.denoise([ids[before : before + 1]], np.array([8]), unmask, lambda logits, rows, places: logits.argmax(-1))
     blocks = Blocks(
         ids=np.full((1, 1, 8), MASK),
         targets=ids[None, None, before + 1 : before + 9],
@@ -118,60 +125,38 @@ def test_a_block_is_decoded_as_it_was_trained(tiny_bundle: TinyBundle) -> None:
     assert np.abs(unmask.logits - expected[0].numpy()).max() < 1e-4
 
 
-def texts_of(model: Pipeline, method: str, prompts: list[bytes], sampler: Sampler, unmask: Unmask, block: int) -> tuple:
-    stats, found = DecodeStats(), [b""] * len(prompts)
-    method_ = make_method(method, model, block=block, unmask=unmask)
-    for chunk in generate(model, method_, prompts, sampler=sampler, stop=Stop(max_bytes=120), stats=stats):
-        found[chunk.record] += chunk.data
-    return found, stats
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_diffusion_with_verification_equals_ar_over_real_graphs(tiny_bundle: TinyBundle, temperature: float) -> None:
-    bundle = tiny_bundle("lookup", block_size=16)
+    model = open_model(tiny_bundle("lookup", block_size=16), rows=3)
     prompts = [b"", b"def f(x):", "Größe: 3 €".encode()]
-    sampler = Sampler(temperature=temperature, seed=11, ignore_eos=True)
-    model = open_model(bundle, rows=3)
-    expected, _ = texts_of(model, "ar", prompts, sampler, OneStep(), 16)
+
+    def texts(**options: Any) -> tuple[list[bytes], DecodeStats]:
+        sampler = Sampler(temperature=temperature, seed=11, ignore_eos=True)
+        method = MethodOptions(**options).make(model)
+        return generate_texts(model, method, prompts, sampler=sampler, stop=Stop(max_bytes=120))
+
+    expected, _ = texts(method="ar")
     for block in (1, 4, 16):
         for rule in RULES:
-            found, stats = texts_of(model, "blt-dv", prompts, sampler, rule, block)
+            found, stats = texts(method="blt-dv", block=block, **rule)
             assert found == expected
             passes = stats.decode.passes()
             assert passes["encoder"] == passes["patcher"] == stats.rounds >= passes["global"]
-            if isinstance(rule, OneStep):
+            if rule["unmask"] == "one-step":
                 # one denoising pass and one verifying pass per round, but for rounds that draft nothing
                 assert stats.rounds < passes["decoder"] <= 2 * stats.rounds
             assert 0 <= stats.accepted < stats.drafted
 
 
-def test_the_toy_law_is_kept_too() -> None:
-    law = random_law(1)
-    model, stats = ToyModel(law, law), DecodeStats()
-    outputs = []
-    for method in ("ar", "blt-dv"):
-        chunks = generate(
-            model,
-            make_method(method, model, block=4, unmask=Confidence(0.5)),
-            [b"a"],
-            sampler=Sampler(temperature=1.0, seed=3, ignore_eos=True),
-            stop=Stop(max_bytes=100),
-            stats=stats,
-        )
-        outputs.append(b"".join(chunk.data for chunk in chunks))
-    assert outputs[0] == outputs[1]
-    assert stats.accepted == stats.drafted > 0
-
-
 def test_models_and_blocks_that_do_not_fit_are_refused(tiny_bundle: TinyBundle) -> None:
     plain, blocks = open_model(tiny_bundle("lookup")), open_model(tiny_bundle("lookup", block_size=16))
-    with pytest.raises(ModelError, match="trained on next bytes only"):
-        make_method("blt-dv", plain)
-    with pytest.raises(UsageError, match="block 17 exceeds the 16 this model was trained with; use --block 16"):
-        make_method("blt-dv", blocks, block=17)
-    with pytest.raises(UsageError, match="--block is 0; use 1 to 16"):
-        make_method("blt-dv", blocks, block=0)
-    assert make_method("blt-dv", blocks).block == 16  # type: ignore[attr-defined]
+    for method in ("blt-d", "blt-dv", "blt-h"):
+        with pytest.raises(ModelError, match=f"trained on next bytes only; {method} needs one trained on blocks"):
+            MethodOptions(method=method).make(plain)
+        with pytest.raises(UsageError, match="block 17 exceeds the 16 this model was trained with; use --block 16"):
+            MethodOptions(method=method, block=17).make(blocks)
+        with pytest.raises(UsageError, match="--block is 0; use 1 to 16"):
+            MethodOptions(method=method, block=0).make(blocks)
 
 
 @pytest.mark.parametrize(

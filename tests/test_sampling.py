@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bltcli.decoding import make_method
+from bltcli.decoding import MethodOptions
 from bltcli.decoding.driver import generate
 from bltcli.decoding.stop import Stop
 from bltcli.errors import UsageError
@@ -56,7 +56,7 @@ def test_sampled_ar_text_follows_the_exact_law_of_the_model() -> None:
         model = ToyModel(law, law, rows=batch)
         for chunk in generate(
             model,
-            make_method("ar", model, 1),
+            MethodOptions(method="ar", draft_bytes=1).make(model),
             [b"\x00"] * batch,
             sampler=Sampler(temperature=1.0, seed=8),
             stop=Stop(max_bytes=2),

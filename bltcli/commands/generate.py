@@ -12,15 +12,23 @@ import click
 
 from bltcli import render, settings, streams
 from bltcli.commands import engine_option, model_option, options, precision_option
+from bltcli.commands.decoding import (
+    exact_option,
+    method_options,
+    sampling_options,
+    take_method,
+    take_sampler,
+    threads_option,
+)
 from bltcli.errors import UsageError
 
 if TYPE_CHECKING:
     from bltcli.bundle import Bundle
+    from bltcli.decoding import MethodOptions
     from bltcli.decoding.driver import Chunk
+    from bltcli.sampling import Sampler
     from bltcli.stats import DecodeStats
 
-METHODS: Final = ("ar", "blt-s", "blt-dv")
-UNMASK: Final = ("one-step", "confidence", "entropy", "entropy-max")
 UTF8: Final = ("raw", "replace", "strict")
 EXAMPLE: Final = "printf 'Once upon a time' | bltcli generate"
 MOST_BYTES: Final = 2**62  # what a counter of bytes holds
@@ -28,26 +36,16 @@ MOST_BYTES: Final = 2**62  # what a counter of bytes holds
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The command line of `generate`, one field per option."""
+    """The command line of `generate`."""
 
     prompt_file: str | None
     prompt: str | None
     model: str | None
     precision: Literal["fp32", "fp16", "bf16"] | None
-    method: str
-    draft_bytes: int
-    block: int | None
-    unmask: str
-    alpha: float
-    gamma: float
+    method: MethodOptions
+    sampler: Sampler
     max_bytes: int
     stop: tuple[str, ...]
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    seed: int
-    ignore_eos: bool
     exact: bool
     engine: str
     threads: int
@@ -81,41 +79,16 @@ Examples:
 @options(
     click.option("-p", "--prompt", metavar="TEXT", default=None, help="The prompt itself, instead of a file or stdin."),
     model_option,
-    click.option("--method", type=click.Choice(METHODS), default="blt-s", show_default=True,
-                 help="ar: one byte per pass. blt-s: the model drafts bytes with its small decoder and keeps those "
-                      "that the full model confirms; the same bytes in fewer passes. blt-dv: as blt-s, with the "
-                      "bytes of a block drafted together; needs a model trained on blocks."),
-    click.option("-k", "--draft-bytes", type=int, default=8, show_default=True, metavar="K",
-                 help="Bytes drafted per round of blt-s, 1 to 64."),
-    click.option("--block", type=int, default=None, metavar="B",
-                 help="Bytes drafted per round of blt-dv.  [default: as many as the model was trained with]"),
-    click.option("--unmask", type=click.Choice(UNMASK), default="one-step", show_default=True,
-                 help="Which bytes of a block are settled per pass. confidence: those likelier than --alpha. entropy: "
-                      "the surest, up to --gamma nats together; entropy-max: the last of them not counted."),
-    click.option("--alpha", type=float, default=0.3, show_default=True, help="Probability for --unmask confidence."),
-    click.option("--gamma", type=float, default=1.5, show_default=True, help="Nats for --unmask entropy."),
+    method_options,
     click.option("-n", "--max-bytes", type=int, default=512, show_default=True, metavar="N",
                  help="Bytes to generate at most."),
     click.option("--stop", multiple=True, metavar="TEXT",
                  help="End before this text; it is not part of the output. Repeatable."),
-    click.option("--temperature", type=float, default=0.0, show_default=True,
-                 help="0 takes the likeliest byte; higher draws more freely."),
-    click.option("--top-p", type=float, default=1.0, show_default=True,
-                 help="Draw only from the likeliest bytes that hold this share of the probability."),
-    click.option("--top-k", type=int, default=0, show_default=True,
-                 help="Draw only from this many of the likeliest bytes; 0 for all."),
-    click.option("--min-p", type=float, default=0.0, show_default=True,
-                 help="Draw only bytes at least this likely, as a share of the likeliest one's probability."),
-    click.option("--seed", type=int, default=0, show_default=True,
-                 help="The same seed draws the same bytes, under every method."),
-    click.option("--ignore-eos", is_flag=True, help="Do not let the model end the text."),
-    click.option("--exact/--no-exact", default=True, show_default=True,
-                 help="--no-exact skips the padding that makes methods agree to the last bit: faster, and a near tie "
-                      "may then come out differently under another method."),
+    sampling_options,
+    exact_option,
     engine_option,
     precision_option,
-    click.option("--threads", type=click.IntRange(min=0), default=0, show_default=True,
-                 help="Processor threads; 0 lets the engine choose."),
+    threads_option,
     click.option("--echo", is_flag=True, help="Write the prompt before its continuation."),
     click.option("--utf8", type=click.Choice(UTF8), default=None,
                  help="raw: write bytes as they are. replace: whole characters, U+FFFD for invalid bytes. strict: "
@@ -128,39 +101,34 @@ Examples:
 )  # fmt: skip
 def command(**values: Any) -> None:
     """Continue the text in PROMPT_FILE, in -p TEXT, or on stdin ("-"), and write the continuation to stdout."""
-    run(Options(**values))
+    run(Options(method=take_method(values), sampler=take_sampler(values), **values))
 
 
 def run(o: Options) -> None:
     # options: everything that can be refused without a model
-    from bltcli.decoding.denoise import make_unmask
     from bltcli.decoding.stop import Stop
-    from bltcli.sampling import Sampler
     from bltcli.stats import DecodeStats
 
-    sampler = Sampler(temperature=o.temperature, top_k=o.top_k, top_p=o.top_p, min_p=o.min_p, seed=o.seed,
-                      ignore_eos=o.ignore_eos)  # fmt: skip
     stop = Stop(max_bytes=min(o.max_bytes, MOST_BYTES), strings=tuple(map(streams.unescape, o.stop)))
-    unmask = make_unmask(o.unmask, o.alpha, o.gamma)
     if o.stats_json is not None:
         streams.check_writable(o.stats_json)
     prompt = streams.read_input(o.prompt, o.prompt_file, example=EXAMPLE)
 
     # model
     from bltcli.bundle import open_bundle
-    from bltcli.decoding import make_method
     from bltcli.decoding.driver import generate
     from bltcli.models import resolve_bundle
     from bltcli.pipeline import open_model
 
     bundle = open_bundle(resolve_bundle(o.model, o.precision, render.notice))
     model = open_model(bundle, engine=o.engine, rows=1, threads=o.threads, exact=o.exact)
-    method = make_method(o.method, model, o.draft_bytes, block=o.block, unmask=unmask)
-    render.detail(f"{bundle.path} ({bundle.precision}) on {model.engine_name}, {o.method}, {len(prompt)} prompt bytes")
+    method = o.method.make(model)
+    name = o.method.method
+    render.detail(f"{bundle.path} ({bundle.precision}) on {model.engine_name}, {name}, {len(prompt)} prompt bytes")
 
     # generation
     stats = DecodeStats()
-    chunks = generate(model, method, [prompt], sampler=sampler, stop=stop, stats=stats)
+    chunks = generate(model, method, [prompt], sampler=o.sampler, stop=stop, stats=stats)
     reason: str | None = None
     try:
         with closing(cast("Generator[Chunk]", chunks)):  # its clocks stop when it is closed
@@ -212,10 +180,8 @@ def report(o: Options, bundle: Bundle, engine: str, stats: DecodeStats, reason: 
         "peak_rss_bytes": render.peak_rss_bytes(),
         "engine": engine,
         "precision": bundle.precision,
-        "method": o.method,
-        "k": o.draft_bytes if o.method == "blt-s" else None,
-        "block": (o.block or bundle.config.block_size) if o.method == "blt-dv" else None,
-        "seed": o.seed,
+        **o.method.settings(bundle.config.block_size),
+        "seed": o.sampler.seed,
         "bundle_sha256": bundle.sha256,
         "finish_reason": reason,
     }

@@ -2,42 +2,112 @@
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from bltcli.decoding.autoregressive import Autoregressive
-from bltcli.decoding.denoise import OneStep, Unmask
+from bltcli.decoding.block_diffusion import BlockDiffusion
+from bltcli.decoding.copying import Copies
+from bltcli.decoding.denoise import Unmask, make_unmask
 from bltcli.decoding.diffusion_verify import DiffusionVerify
+from bltcli.decoding.draft_length import AdaptiveLength, FixedLength
+from bltcli.decoding.drafting import Drafting
+from bltcli.decoding.hybrid import Hybrid
 from bltcli.decoding.protocol import ByteModel, DecodingMethod
 from bltcli.decoding.self_speculation import SelfSpeculation
 from bltcli.errors import ModelError, UsageError
 
-#: Every method by its name on the command line.
-METHODS: Final = ("ar", "blt-s", "blt-dv")
+#: Every method by its name on the command line; "auto" is the first that pays.
+METHODS: Final = ("ar", "blt-s", "blt-d", "blt-dv", "blt-h", "auto")
+#: Methods whose text is that of `ar`, byte for byte.
+EXACT_METHODS: Final = ("ar", "blt-s", "blt-dv", "auto")
 MAX_DRAFT_BYTES: Final = 64
+_BLOCK_METHODS: Final = ("blt-d", "blt-dv", "blt-h")
+#: What the paper finds best for each: rule, alpha, gamma.
+_DEFAULTS: Final = {
+    "blt-d": ("confidence", 0.7, 1.0),
+    "blt-dv": ("one-step", 0.3, 1.5),
+    "blt-h": ("confidence", 0.7, 1.0),
+}
 
 
-def make_method(
-    name: str, model: ByteModel, k: int = 8, *, block: int | None = None, unmask: Unmask | None = None
-) -> DecodingMethod:
-    """The method `name` over `model`: k drafted bytes per round for blt-s; for blt-dv blocks of `block` masked bytes
-    (default: as large as was trained) and the rule that unmasks them (default: one step).
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """What the command line says of a method; None stands for the method's own default.
 
-    UsageError for an unknown name, k outside 1..64, or a block that was not trained; ModelError when the model was not
-    trained on blocks at all.
+    UsageError for an unknown name or a number out of range.
     """
-    if name not in METHODS:
-        raise UsageError(f"--method is {name!r}; use one of {', '.join(METHODS)}")
-    if name == "blt-dv":
-        return DiffusionVerify(model, _checked_block(model, block), unmask or OneStep())
-    if not 1 <= k <= MAX_DRAFT_BYTES:
-        raise UsageError(f"--draft-bytes is {k}; use 1 to {MAX_DRAFT_BYTES}")
-    return SelfSpeculation(model, k) if name == "blt-s" else Autoregressive(model)
+
+    method: str = "blt-s"
+    draft_bytes: int | Literal["auto"] = 8  # of blt-s
+    block: int | None = None  # default: as large as was trained
+    unmask: str | None = None
+    alpha: float | None = None  # of --unmask confidence
+    gamma: float | None = None  # of --unmask entropy
+    trust: float = 0.9  # of blt-h
+    ngram_draft: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"--method is {self.method!r}; use one of {', '.join(METHODS)}")
+        k = self.draft_bytes
+        if k != "auto" and not 1 <= k <= MAX_DRAFT_BYTES:
+            raise UsageError(f"--draft-bytes is {k}; use 1 to {MAX_DRAFT_BYTES}, or auto")
+        if not 0 <= self.trust <= 1:
+            raise UsageError(f"--trust is {self.trust}; use a probability from 0 to 1")
+        if self.ngram_draft and self.method == "blt-d":
+            raise UsageError("--ngram-draft needs a method that verifies; blt-d does not, use blt-dv or blt-h")
+        self.rule()
+
+    def rule(self) -> Unmask:
+        """The rule by which blocks are unmasked."""
+        return make_unmask(*self._unmask())
+
+    def _unmask(self) -> tuple[str, float, float]:
+        unmask, alpha, gamma = _DEFAULTS.get(self.method, _DEFAULTS["blt-dv"])
+        return (
+            unmask if self.unmask is None else self.unmask,
+            alpha if self.alpha is None else self.alpha,
+            gamma if self.gamma is None else self.gamma,
+        )
+
+    def settings(self, trained_block: int) -> dict[str, object]:
+        """The options by name, None where the method does not use one; `trained_block` is the model's."""
+        blocks, (unmask, alpha, gamma) = self.method in _BLOCK_METHODS, self._unmask()
+        return {
+            "method": self.method,
+            "k": {"blt-s": self.draft_bytes, "auto": "auto"}.get(self.method),
+            "block": (self.block or trained_block) if blocks else None,
+            "unmask": unmask if blocks else None,
+            "alpha": alpha if blocks and unmask == "confidence" else None,
+            "gamma": gamma if blocks and unmask.startswith("entropy") else None,
+            "trust": self.trust if self.method == "blt-h" else None,
+            "ngram_draft": self.ngram_draft or self.method == "auto",
+        }
+
+    def make(self, model: ByteModel) -> DecodingMethod:
+        """The method over `model`. UsageError for a block larger than was trained; ModelError when the model was not
+        trained on blocks at all."""
+        copies = Copies() if self.ngram_draft else None
+        if self.method == "ar":
+            return Autoregressive(model, Drafting(FixedLength(0), copies))
+        if self.method == "auto":
+            return SelfSpeculation(model, Drafting(AdaptiveLength(), Copies()))
+        if self.method == "blt-s":
+            length = AdaptiveLength() if self.draft_bytes == "auto" else FixedLength(self.draft_bytes)
+            return SelfSpeculation(model, Drafting(length, copies))
+        block = _checked_block(self.method, model.block_size, self.block)
+        if self.method == "blt-d":
+            return BlockDiffusion(model, block, self.rule())
+        drafting = Drafting(FixedLength(block), copies)
+        if self.method == "blt-dv":
+            return DiffusionVerify(model, drafting, self.rule())
+        return Hybrid(model, drafting, self.rule(), self.trust)
 
 
-def _checked_block(model: ByteModel, block: int | None) -> int:
-    trained = model.block_size
+def _checked_block(method: str, trained: int, block: int | None) -> int:
     if not trained:
-        raise ModelError("this model was trained on next bytes only; blt-dv needs one trained on blocks, use blt-s")
+        raise ModelError(f"this model was trained on next bytes only; {method} needs one trained on blocks, use blt-s")
     block = trained if block is None else block
     if block < 1:
         raise UsageError(f"--block is {block}; use 1 to {trained}")

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from bltcli.decoding.rows import Rows
+from bltcli.decoding.drafting import Drafting
+from bltcli.decoding.rows import NOTHING, Rows
 
 if TYPE_CHECKING:
     from bltcli.decoding.protocol import ByteModel
 
 
 class Autoregressive:
-    """Fast BLT paper, "BLT (AR)": decode byte by byte; the encoder's patch and the global model run whenever a patch
-    closes. Per byte: one patcher, encoder and decoder pass; per patch: one global pass."""
+    """Fast BLT paper, "BLT (AR)", beside what is done here:
+
+        decode byte by byte; the encoder and the         `extend`: per byte one patcher, encoder and decoder pass,
+        global model run when a patch is opened          per patch one global pass
+
+    With n-gram drafts, bytes that followed the same text before are verified in that one pass.
+    """
 
     name = "ar"
 
-    def __init__(self, model: ByteModel) -> None:
-        self.model = model
+    def __init__(self, model: ByteModel, drafting: Drafting) -> None:
+        self.model, self.drafting = model, drafting
 
     def round(self, rows: Rows) -> None:
-        nothing = [np.empty(0, dtype=np.int64) for _ in rows.active]
-        logits = self.model.extend(rows.with_pending(nothing))  # [b, 1, 260]
-        rows.commit(nothing, rows.targets(logits, rows.active.astype(np.int64)))
+        drafts = self.drafting.draft(rows, lambda counts: [NOTHING for _ in counts])
+        logits = self.model.extend(rows.with_pending(drafts))  # [b, 1, 260] without n-gram drafts
+        self.drafting.observe(rows, rows.verify(logits, drafts))

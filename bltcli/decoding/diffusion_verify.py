@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from bltcli.decoding.denoise import Unmask
+from bltcli.decoding.drafting import Drafting
 from bltcli.decoding.rows import Rows
+from bltcli.vocab import IdArray
 
 if TYPE_CHECKING:
     from bltcli.decoding.protocol import ByteModel
@@ -27,15 +27,16 @@ class DiffusionVerify:
 
     name = "blt-dv"
 
-    def __init__(self, model: ByteModel, block: int, unmask: Unmask) -> None:
-        self.model, self.block, self.unmask = model, block, unmask
+    def __init__(self, model: ByteModel, drafting: Drafting, unmask: Unmask) -> None:
+        self.model, self.drafting, self.unmask = model, drafting, unmask
 
     def round(self, rows: Rows) -> None:
+        def fill(counts: IdArray) -> list[IdArray]:
+            return self.model.denoise(rows.pending, counts, self.unmask, rows.choose)[0]
+
         # draft: fill a block of MASK rows on the last closed latent
-        counts = rows.draft_counts(self.block)
-        drafts = self.model.denoise(rows.pending, counts, self.unmask, rows.choose)
+        drafts = self.drafting.draft(rows, fill)
         # verify: one full pass over pending + block
         logits = self.model.extend(rows.with_pending(drafts))  # [b, <= B + 1, 260]
-        targets = rows.targets(logits, np.where(rows.active, counts + 1, 0))
         # keep while equal, plus the full model's next byte
-        rows.commit(drafts, targets)
+        self.drafting.observe(rows, rows.verify(logits, drafts))

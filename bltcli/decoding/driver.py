@@ -56,8 +56,9 @@ def generate(
     stats.prompt_bytes += sum(map(len, prompts))
     try:
         model.work = stats.prefill
-        for row, logits in enumerate(prefill(model, [encode(prompt) for prompt in prompts])):
-            rows.start(row, record=numbers[row], logits=logits, wanted=stop.max_bytes)
+        texts = [encode(prompt) for prompt in prompts]
+        for row, logits in enumerate(prefill(model, texts)):
+            rows.start(row, texts[row], record=numbers[row], logits=logits, wanted=stop.max_bytes)
         stats.prefill_s = perf_counter() - began
         model.work = stats.decode
         while True:
@@ -67,10 +68,30 @@ def generate(
             if not rows.active.any():
                 return
             method.round(rows)
+            stats.rounds += 1
     finally:
         for row in np.flatnonzero(rows.active).tolist():
             rows.finish(row)
         stats.wall_s += perf_counter() - began
+
+
+def generate_texts(
+    model: CountedModel,
+    method: DecodingMethod,
+    prompts: Sequence[bytes],
+    *,
+    sampler: Sampler | None = None,
+    stop: Stop | None = None,
+    records: Sequence[int] | None = None,
+) -> tuple[list[bytes], DecodeStats]:
+    """`generate` to the end: what each prompt was continued with (greedily by default), and what it took."""
+    stats = DecodeStats()
+    numbers = list(range(len(prompts))) if records is None else list(records)
+    texts = dict.fromkeys(numbers, b"")
+    sampler, stop = sampler or Sampler(), stop or Stop()
+    for chunk in generate(model, method, prompts, sampler=sampler, stop=stop, stats=stats, records=numbers):
+        texts[chunk.record] += chunk.data
+    return list(texts.values()), stats
 
 
 def _released(rows: Rows, output: Output, row: int, record: int, began: float, *, full: bool) -> Iterator[Chunk]:

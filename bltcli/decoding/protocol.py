@@ -47,13 +47,23 @@ class ByteModel(Protocol):
         """Run `ids[r]` through all graphs after text r: next-byte logits, float32 [b, q, 260], padded on the right."""
         ...
 
+    def absorb(self, ids: Sequence[IdArray], *, peek: bool = False) -> None:
+        """As `extend`, but leave the decoder to the next pass that needs it: to `denoise` or `extend`.
+
+        `peek` lets the next `denoise` read the open patch as if it ended here, instead of the last closed one.
+        """
+        ...
+
     def draft(self, pending: IdArray, counts: IdArray, choose: Choose) -> list[IdArray]:
         """counts[r] guessed bytes after pending[r], by the decoder alone on the last closed latent. Changes no text."""
         ...
 
-    def denoise(self, pending: IdArray, counts: IdArray, unmask: Unmask, choose: Choose) -> list[IdArray]:
-        """counts[r] bytes after pending[r], by the decoder alone: a block of MASK rows on the last closed latent,
-        revealed step by step. Changes no text."""
+    def denoise(
+        self, pending: Sequence[IdArray], counts: IdArray, unmask: Unmask, choose: Choose
+    ) -> tuple[list[IdArray], list[FloatArray]]:
+        """counts[r] bytes after the bytes pending[r], by the decoder alone: a block of MASK rows on the last closed
+        latent, revealed step by step. Changes no text. Returns each block, and the logits [counts[r], 260] that each of
+        its bytes was chosen from."""
         ...
 
     def rewind(self, lengths: IdArray) -> None:
@@ -71,5 +81,5 @@ class DecodingMethod(Protocol):
     name: str
 
     def round(self, rows: Rows) -> None:
-        """Commit at least one byte to each active row."""
+        """Commit at least one byte to each active row that has room."""
         ...

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bltcli.sampling import FloatArray, Sampler
 from bltcli.stats import DecodeStats
@@ -13,80 +15,124 @@ from bltcli.vocab import EOS, IdArray
 if TYPE_CHECKING:
     from bltcli.decoding.protocol import ByteModel
 
+Bools = NDArray[np.bool_]
+#: No ids.
+NOTHING: IdArray = np.empty(0, dtype=np.int64)
+
 
 class Rows:
     """One row per text of the model.
 
-    Invariant: the pending byte of an active row is already the full model's own byte; it is committed, but was not run
-    through the graphs yet. So each round commits at least one byte and no "bonus token" case exists.
+    Invariant: between rounds an active row has pending bytes, at least one: committed, but not run through the graphs
+    yet. After a verified round there is just one, the full model's own byte; so each round commits at least one byte
+    and no "bonus token" case exists. After an unverified one the whole block is pending.
     """
 
     def __init__(self, model: ByteModel, sampler: Sampler, stats: DecodeStats, count: int) -> None:
         self.model, self.sampler, self.stats = model, sampler, stats
         self.active = np.zeros(count, dtype=np.bool_)
-        self.pending = np.zeros(count, dtype=np.int64)
+        self.pending: list[IdArray] = [NOTHING] * count
         self.records = np.zeros(count, dtype=np.int64)
-        self.wanted = np.zeros(count, dtype=np.int64)  # bytes still wanted after the pending one
+        self.wanted = np.zeros(count, dtype=np.int64)  # bytes still wanted after the pending ones
+        self.texts: list[list[int]] = [[] for _ in range(count)]  # ids, prompt included
+        self._taken = [0] * count
         self._begun_bytes = np.zeros(count, dtype=np.int64)
         self._begun_patches = np.zeros(count, dtype=np.int64)
-        self.committed: list[list[int]] = [[] for _ in range(count)]  # since `take` was last called
 
-    def start(self, row: int, *, record: int, logits: FloatArray, wanted: int) -> None:
-        """Activate `row` after its prompt was run: logits [260] of the last prompt byte choose the first byte."""
+    def start(self, row: int, prompt: IdArray, *, record: int, logits: FloatArray, wanted: int) -> None:
+        """Activate `row` after its prompt (ids with BOS) was run: logits [260] of its last byte choose the first."""
         position = self.model.lengths[row : row + 1]
         self.records[row], self.active[row] = record, True
-        self.pending[row] = self.sampler.choose(logits[None], self.records[row : row + 1], position)[0]
-        self.committed[row] = [int(self.pending[row])]
-        self.wanted[row] = wanted - 1
+        self.texts[row], self._taken[row], self.wanted[row] = prompt.tolist(), len(prompt), wanted
+        self._commit(row, self.sampler.choose(logits[None], self.records[row : row + 1], position))
         self._begun_bytes[row], self._begun_patches[row] = position[0], self.model.patches[row]
 
     def finish(self, row: int) -> None:
         """Deactivate `row`."""
-        self.active[row] = False
+        self.active[row], self.pending[row] = False, NOTHING
         self.stats.patches += int(self.model.patches[row] - self._begun_patches[row])
         self.stats.patch_bytes += int(self.model.lengths[row] - self._begun_bytes[row])
 
     def take(self, row: int) -> list[int]:
         """The ids committed to `row` since the last call."""
-        ids, self.committed[row] = self.committed[row], []
+        ids = self.texts[row][self._taken[row] :]
+        self._taken[row] = len(self.texts[row])
         return ids
 
-    def draft_counts(self, k: int) -> IdArray:
+    @property
+    def last(self) -> IdArray:
+        """The one pending byte of each row, [b]; 0 for inactive rows."""
+        assert all(len(ids) <= 1 for ids in self.pending)
+        return np.array([ids[0] if len(ids) else 0 for ids in self.pending], dtype=np.int64)
+
+    def draft_counts(self, k: int | IdArray) -> IdArray:
         """How many bytes each row may draft, [b]: at most k, no further than its end, none after a pending EOS."""
         counts = np.minimum(np.minimum(k, self.model.room - 1), self.wanted - 1)
-        return np.where(self.active & (self.pending != EOS), np.maximum(counts, 0), 0)
+        return np.where(self.active & (self.last != EOS), np.maximum(counts, 0), 0)
 
-    def with_pending(self, drafts: list[IdArray]) -> list[IdArray]:
-        """The bytes that a verifying pass runs: pending, then draft; nothing for inactive rows."""
+    def block_counts(self, block: int | IdArray) -> IdArray:
+        """Lengths of blocks that may be committed unverified, [b]: `block`, or what room there is after the pending
+        bytes. Such a block may run over the end of what is wanted: shorter there, its bytes would depend on how many
+        are wanted."""
+        pending = np.array([len(ids) for ids in self.pending], dtype=np.int64)
+        return np.where(self.active, np.clip(self.model.room - pending, 0, block), 0)
+
+    def absorb(self, *, leave: int = 0, peek: bool = False) -> None:
+        """Run pending bytes, all but the last `leave` of each row, through patcher, encoder and global model."""
+        runs = [ids[: max(0, len(ids) - leave)] for ids in self.pending]
+        self.pending = [ids[len(run) :] for ids, run in zip(self.pending, runs, strict=True)]
+        if any(map(len, runs)):
+            self.model.absorb(runs, peek=peek)
+
+    def with_pending(self, drafts: Sequence[IdArray], rows: Bools | None = None) -> list[IdArray]:
+        """The bytes that a verifying pass runs: pending, then draft; nothing for rows that are inactive or left out."""
+        chosen = self._chosen(rows)
         return [
-            np.concatenate([self.pending[row : row + 1], drafts[row]]) if self.active[row] else drafts[row][:0]
-            for row in range(len(drafts))
+            np.concatenate([self.pending[row], drafts[row]]) if chosen[row] else NOTHING for row in range(len(drafts))
         ]
 
     def choose(self, logits: FloatArray, rows: IdArray, positions: IdArray) -> IdArray:
         """Ids for `rows` [n] at `positions` [n] from logits [n, 260]."""
         return self.sampler.choose(logits, self.records[rows], positions)
 
-    def targets(self, logits: FloatArray, counts: IdArray) -> list[IdArray]:
-        """The full model's own bytes, counts[r] of them, after the first rows that logits [b, q, 260] stand for."""
-        row, column = np.nonzero(np.arange(logits.shape[1]) < counts[:, None])
-        first = self.model.lengths - counts + 1  # position of the first byte chosen
-        chosen = self.choose(logits[row, column], row, first[row] + column)
-        return np.split(chosen, np.cumsum(counts)[:-1])
+    def keep(self, blocks: Sequence[IdArray], rows: Bools | None = None) -> None:
+        """Commit blocks as they are, unverified."""
+        for row in np.flatnonzero(self._chosen(rows)).tolist():
+            if len(blocks[row]):
+                self.pending[row] = np.concatenate([self.pending[row], blocks[row]])
+                self._append(row, blocks[row])
+                self.stats.bytes_per_round_histogram[len(blocks[row])] += 1
 
-    def commit(self, drafts: list[IdArray], targets: list[IdArray]) -> None:
-        """Keep what the full model agrees with, plus its own next byte; rewind the model past the rest."""
-        lengths = self.model.lengths.copy()
-        for row in np.flatnonzero(self.active):
-            draft, target = drafts[row], targets[row]
-            agreed = draft == target[:-1]
-            kept = len(draft) if agreed.all() else int(agreed.argmin())
-            self.committed[row] += target[: kept + 1].tolist()
-            self.pending[row] = target[kept]
-            self.wanted[row] -= kept + 1
-            lengths[row] -= len(draft) - kept
-            self.stats.drafted += len(draft)
-            self.stats.accepted += kept
-            self.stats.bytes_per_round_histogram[kept + 1] += 1
+    def verify(self, logits: FloatArray, drafts: Sequence[IdArray], rows: Bools | None = None) -> IdArray:
+        """Keep of each draft what the full model agrees with, plus its own next byte; rewind the model past the rest.
+
+        logits [b, q, 260] of `with_pending`, where one byte was pending. Returns how many drafted bytes were kept, [b].
+        """
+        chosen = self._chosen(rows)
+        lengths, kept = self.model.lengths.copy(), np.zeros(len(drafts), dtype=np.int64)
+        counts = np.array([len(draft) for draft in drafts])
+        row, column = np.nonzero(np.arange(logits.shape[1]) < np.where(chosen, counts + 1, 0)[:, None])
+        own = np.zeros(logits.shape[:2], dtype=np.int64)  # the full model's bytes; the first stands after the pending
+        own[row, column] = self.choose(logits[row, column], row, (lengths - counts)[row] + column)
+        for r in np.flatnonzero(chosen).tolist():
+            agreed = drafts[r] == own[r, : counts[r]]
+            kept[r] = counts[r] if agreed.all() else int(agreed.argmin())
+            self._commit(r, own[r, : kept[r] + 1])
+            lengths[r] -= counts[r] - kept[r]
+            self.stats.drafted += int(counts[r])
+            self.stats.accepted += int(kept[r])
+            self.stats.bytes_per_round_histogram[int(kept[r]) + 1] += 1
         self.model.rewind(lengths)
-        self.stats.rounds += 1
+        return kept
+
+    def _chosen(self, rows: Bools | None) -> Bools:
+        return self.active if rows is None else self.active & rows
+
+    def _commit(self, row: int, ids: IdArray) -> None:
+        """Commit ids of which the last has not been run yet."""
+        self.pending[row] = ids[-1:]
+        self._append(row, ids)
+
+    def _append(self, row: int, ids: IdArray) -> None:
+        self.texts[row] += ids.tolist()
+        self.wanted[row] -= len(ids)

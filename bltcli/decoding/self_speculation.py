@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from bltcli.decoding.drafting import Drafting
 from bltcli.decoding.rows import Rows
 
 if TYPE_CHECKING:
@@ -26,15 +25,13 @@ class SelfSpeculation:
 
     name = "blt-s"
 
-    def __init__(self, model: ByteModel, k: int) -> None:
-        self.model, self.k = model, k
+    def __init__(self, model: ByteModel, drafting: Drafting) -> None:
+        self.model, self.drafting = model, drafting
 
     def round(self, rows: Rows) -> None:
         # draft: on the last closed latent
-        counts = rows.draft_counts(self.k)
-        drafts = self.model.draft(rows.pending, counts, rows.choose)
+        drafts = self.drafting.draft(rows, lambda counts: self.model.draft(rows.last, counts, rows.choose))
         # verify: one full pass over pending + draft
         logits = self.model.extend(rows.with_pending(drafts))  # [b, <= k + 1, 260]
-        targets = rows.targets(logits, np.where(rows.active, counts + 1, 0))
         # keep while equal, plus the full model's next byte
-        rows.commit(drafts, targets)
+        self.drafting.observe(rows, rows.verify(logits, drafts))

@@ -1,0 +1,50 @@
+"""How much is drafted, and by whom: copies where a text repeats itself, else the method's own drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from bltcli.decoding.copying import LONGEST_COPY, Copies
+from bltcli.decoding.draft_length import DraftLength
+from bltcli.decoding.rows import NOTHING, Rows
+from bltcli.vocab import IdArray
+
+#: Drafts counts[r] bytes for each row.
+Draft = Callable[[IdArray], list[IdArray]]
+
+
+class Drafting:
+    """Drafts of one round, and what is learnt from their fate."""
+
+    def __init__(self, length: DraftLength, copies: Copies | None = None) -> None:
+        self.length, self.copies = length, copies
+        self._copied: IdArray = NOTHING  # bytes copied for each row in this round
+        self._own: IdArray = NOTHING  # bytes drafted by the method
+
+    def draft(self, rows: Rows, own: Draft, *, unverified: bool = False) -> list[IdArray]:
+        """A draft per row: copied bytes where there are any, else what `own` drafts. `unverified`: own drafts may be
+        committed as they are."""
+        limit = rows.block_counts if unverified else rows.draft_counts
+        counts = limit(self.length.choose(rows))
+        copies = [NOTHING for _ in counts]
+        if self.copies is not None:
+            limits = rows.draft_counts(LONGEST_COPY)
+            copies = [
+                self.copies.propose(rows, row, limit) if limit else copies[row] for row, limit in enumerate(limits)
+            ]
+        self._copied = np.array([len(copy) for copy in copies])
+        self._own = np.where(self._copied > 0, 0, counts)
+        drafts = own(self._own) if self._own.any() else copies
+        return [copy if len(copy) else draft for copy, draft in zip(copies, drafts, strict=True)]
+
+    def observe(self, rows: Rows, kept: IdArray) -> None:
+        """kept[r] drafted bytes of each row were right."""
+        for row in np.flatnonzero(self._copied).tolist():
+            assert self.copies is not None
+            self.copies.observe(row, int(self._copied[row]), int(kept[row]))
+        rows.stats.copied += int(self._copied.sum())
+        rows.stats.copied_accepted += int(kept[self._copied > 0].sum())
+        if not self._copied.any():
+            self.length.observe(rows, self._own, kept)
