@@ -11,8 +11,8 @@ import torch
 
 from bltcli.layout import Layout, make_layout
 from bltcli.nn import Blt
-from bltcli.train.blocks import Blocks, block_starts, decoder_mask, make_blocks
-from bltcli.train.diffusion import ACCURACY_BINS, BlockDiffusion, decode_with_blocks, masked_terms
+from bltcli.train.blocks import block_starts, make_blocks
+from bltcli.train.diffusion import ACCURACY_BINS, BlockDiffusion, decode_with_blocks, decoder_mask, masked_terms
 from bltcli.vocab import BOS, EOS, MASK, PAD, encode
 from tests.tiny import sample_text, tiny_model
 
@@ -62,16 +62,6 @@ def test_a_block_holds_its_bytes_pads_past_the_end_and_reads_the_last_complete_l
 
 
 def test_the_mask_is_the_drawing_in_its_docstring() -> None:
-    layout = make_layout(
-        encode(b"abcd")[None], np.array([[1, 0, 1, 0, 0]], dtype=bool), tiny_model("lookup").config.encoder
-    )
-    blocks = Blocks(
-        *(np.zeros((1, 1, 2), dtype=np.int64) for _ in range(2)),
-        starts=np.array([[3]]),
-        latents=np.zeros((1, 1), dtype=np.int64),
-        t=np.ones((1, 1), dtype=np.float32),
-        weights=np.ones((1, 1, 2), dtype=np.float32),
-    )
     drawn = """
         1 . . . . . .
         1 1 . . . . .
@@ -82,8 +72,12 @@ def test_the_mask_is_the_drawing_in_its_docstring() -> None:
         1 1 1 . . 1 1
     """
     expected = np.array([[mark == "1" for mark in line.split()] for line in drawn.strip().splitlines()])
-    assert np.array_equal(decoder_mask(layout, blocks, None)[0], expected)
-    windowed = decoder_mask(layout, blocks, 2)[0]
+    positions, block, last = (
+        torch.tensor([row]) for row in ([0, 1, 2, 3, 4, 3, 4], [-1] * 5 + [0] * 2, [0, 1, 2, 3, 4, 2, 2])
+    )
+    rows = positions, torch.zeros_like(positions), block, last
+    assert np.array_equal(decoder_mask(*rows, None)[0], expected)
+    windowed = decoder_mask(*rows, 2)[0]
     assert windowed[4].tolist() == [False, False, False, True, True, False, False]
     assert windowed[5].tolist() == [False, False, True, False, False, True, True]
     assert windowed[6].tolist() == [False, False, False, False, False, True, True]
@@ -119,8 +113,7 @@ def test_the_loss_is_the_sum_written_by_hand() -> None:
     logits[0, 0, 0, 7] = 3.0
     # uniform but for one logit: -log p(7) = log(259 + e^3) - 3 and -log p(9) = log 260
     expected = 2.0 * (np.log(259 + np.exp(3)) - 3) + 0.5 * np.log(260)
-    t = np.array([[0.6]], dtype=np.float32)
-    loss, report = masked_terms(logits, torch.tensor([[[7, 9]]]), torch.tensor([[[2.0, 0.5]]]), t)
+    loss, report = masked_terms(logits, torch.tensor([[[7, 9]]]), torch.tensor([[[2.0, 0.5]]]), torch.tensor([[0.6]]))
     assert float(loss) == pytest.approx(expected, rel=1e-6)
     assert [int(x) for x in report["masked_accuracy_t_50_75"]] == [1, 2]
     assert [int(x) for x in report["masked_accuracy_t_0_25"]] == [0, 0]

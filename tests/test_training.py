@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from bltcli.nn import Blt
 from bltcli.train.config import OptimiserConfig, PhaseConfig, load_config
 from bltcli.train.data import Corpus, held_out, pack, translation
 from bltcli.train.loop import Figures, Trainer, learning_rate
-from bltcli.train.objective import blt_objective, patcher_objective, predicted
-from bltcli.train.recipe import bytes_per_patch, calibrate, entropies, train
+from bltcli.train.objective import NextByteObjective, PatcherObjective, predicted
+from bltcli.train.recipe import train
+from bltcli.train.start import bytes_per_patch, calibrate, entropies
 from bltcli.vocab import BOS, EOS, OFFSET, PAD, decode, encode
 from tests.toy_training import RECIPE, quiet, with_blocks, write_root
 
@@ -131,7 +133,7 @@ def test_no_loss_crosses_a_document_or_counts_padding() -> None:
     assert predicted(ids).tolist() == [[True, True, True, False, True, True, False, False]]
 
 
-@pytest.mark.parametrize("objective", [patcher_objective, blt_objective])
+@pytest.mark.parametrize("objective", [PatcherObjective(), NextByteObjective()])
 def test_the_loss_of_packed_documents_is_the_sum_of_their_own_losses(recipe: Path, objective: Any) -> None:
     model = tiny_model(recipe)
     documents = [ids_of(t) for t in (b"one document", "un deuxième, plus long".encode(), b"3")]
@@ -180,7 +182,7 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(recipe: Path, 
     for data, accumulate in ((corpus, 2), (Joined(), 1)):
         model = tiny_model(recipe)
         optimiser = OptimiserConfig(accumulate=accumulate)
-        trainer = Trainer(model, [model.patcher], patcher_objective, data, phase, optimiser, tmp_path / "s.pt")  # type: ignore[arg-type]
+        trainer = Trainer(model, [model.patcher], PatcherObjective(), data, phase, optimiser, tmp_path / "s.pt")  # type: ignore[arg-type]
         trainer.run(lambda record: None)
         weights.append(model.patcher.state_dict()["layers.0.mlp.up_proj.weight"])
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
@@ -198,10 +200,10 @@ def test_a_resumed_run_has_exactly_the_losses_of_an_unbroken_one(
 
     take_step = Trainer.take_step
 
-    def stopping(self: Trainer) -> Figures:
+    def stopping(self: Trainer, batches: Iterator[Any]) -> Figures:
         if self.state_file.stem == stopped_in and self.step == 4:
             raise KeyboardInterrupt
-        return take_step(self)
+        return take_step(self, batches)
 
     monkeypatch.setattr(Trainer, "take_step", stopping)
     with pytest.raises(KeyboardInterrupt):
@@ -250,8 +252,8 @@ def test_both_losses_fall_on_a_toy_text(recipe: Path, root: Path, tmp_path: Path
     model = tiny_model(recipe)
     phase = dataclasses.replace(config.blt, steps=60, learning_rate=1e-2)
     for objective, parts in (
-        (patcher_objective, [model.patcher]),
-        (blt_objective, [model.encoder, model.global_model, model.decoder]),
+        (PatcherObjective(), [model.patcher]),
+        (NextByteObjective(), [model.encoder, model.global_model, model.decoder]),
     ):
         records: list[dict[str, Any]] = []
         Trainer(model, parts, objective, corpus, phase, config.optimiser, tmp_path / "s.pt").run(records.append)

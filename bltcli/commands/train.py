@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+import time
 from pathlib import Path
 
 import click
@@ -33,6 +37,10 @@ Examples:
                       "phase is left out."),
     click.option("--resume/--fresh", default=None, help="Go on with the run in --out, or discard it."),
     click.option("--steps", type=click.IntRange(min=1), help="Steps of the second phase, in place of the recipe's."),
+    click.option("--minutes", type=click.FloatRange(min=0, min_open=True),
+                 help="Stop after the step that ends past this time, saved; go on with --resume."),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+                 help="Where to train; auto: on a GPU if PyTorch finds one. torchrun starts it on several."),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads."),
     settings.verbosity_options,
 )  # fmt: skip
@@ -43,18 +51,20 @@ def command(
     init: Path | None,
     resume: bool | None,
     steps: int | None,
+    minutes: float | None,
+    device: str,
     threads: int | None,
 ) -> None:
     """Train a model from the recipe CONFIG (TOML): first the entropy model, then the rest with it frozen.
 
     The checkpoint, in bltcli's own format, is in the folder checkpoint of --out.
     """
-    import dataclasses
-
+    started = time.monotonic()
     import torch
 
     from bltcli.train.config import load_config
     from bltcli.train.recipe import discard, train
+    from bltcli.train.world import join_world
 
     recipe = load_config(config)
     if steps is not None:
@@ -64,6 +74,16 @@ def command(
         raise UsageError("no data root; set --data, BLTCLI_DATA or data.root in the recipe")
     if threads is not None:
         torch.set_num_threads(threads)
-    if resume is False:
-        discard(out)
-    train(recipe, root, out, resume=bool(resume), show=render.notice, init=init)
+    with join_world(device) as world:
+        if resume is False and world.first:
+            discard(out)
+        world.wait()
+        show = render.notice if world.first else _silent
+        until = started + 60 * minutes if minutes is not None else math.inf
+        figures = train(recipe, root, out, resume=bool(resume), show=show, init=init, world=world, until=until)
+    if world.first:
+        render.notice("stopped and saved; go on with --resume" if figures is None else json.dumps(figures, indent=2))
+
+
+def _silent(line: str) -> None:
+    """What all processes but the first show."""

@@ -49,12 +49,18 @@ def block_starts(layout: Layout, block_size: int, *, anywhere: bool) -> NDArray[
 
 
 def make_blocks(
-    layout: Layout, block_size: int, count: int, rng: np.random.Generator, *, random_starts: float = 0.0
+    layout: Layout,
+    block_size: int,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    random_starts: float = 0.0,
+    t: float | None = None,
 ) -> Blocks:
     """Draw up to `count` blocks per row without replacement, a share `random_starts` of the rows' draws anywhere.
 
     A drawn block stands for its row's candidates / drawn blocks, and each masked byte for 1/t: so that the expected
-    weighted sum is the paper's sum over all blocks.
+    weighted sum is the paper's sum over all blocks. `t` fixes the masking probability, 1 masks every byte.
     """
     b, n = layout.ids.shape
     pools = [block_starts(layout, block_size, anywhere=anywhere) for anywhere in (False, True)]
@@ -72,41 +78,14 @@ def make_blocks(
         layout.documents[rows, inside] == layout.documents[np.arange(b)[:, None], starts][:, :, None]
     )
     targets = np.where(real, layout.ids[rows, inside], PAD)
-    t = np.maximum(rng.random((b, count)), MIN_T).astype(np.float32)
-    masked = rng.random(columns.shape) < t[:, :, None]
+    drawn_t = np.maximum(rng.random((b, count)), MIN_T) if t is None else np.full((b, count), t)
+    masked = rng.random(columns.shape) < drawn_t[:, :, None]
     counted = masked & (targets != PAD)
     return Blocks(
         ids=np.where(masked, MASK, targets),
         targets=targets,
         starts=starts,
         latents=layout.latent_of_byte[np.arange(b)[:, None], np.maximum(starts - 1, 0)],
-        t=t,
-        weights=np.where(counted, (share / t)[:, :, None], 0).astype(np.float32),
+        t=drawn_t.astype(np.float32),
+        weights=np.where(counted, (share / drawn_t)[:, :, None], 0).astype(np.float32),
     )
-
-
-def decoder_mask(layout: Layout, blocks: Blocks, window: int | None) -> NDArray[np.bool_]:
-    """Which decoder row sees which, bool [b, R, R], R = N + S * B rows: the clean bytes, then the blocks.
-
-    Five clean bytes of one document, one block of two from column 3:
-
-                  0 1 2 3 4 | 3'4'
-        clean 0   1 . . . . | . .      clean rows are causal and never see a block
-        clean 3   1 1 1 1 . | . .
-        block 3'  1 1 1 . . | 1 1      block rows see bytes strictly before the block, and the whole block
-        block 4'  1 1 1 . . | 1 1
-    """
-    b, n = layout.ids.shape
-    _, s, size = blocks.ids.shape
-    columns = (blocks.starts[:, :, None] + np.arange(size)).reshape(b, s * size)
-    document = np.take_along_axis(layout.documents, np.repeat(blocks.starts, size, axis=1), axis=1)  # [b, S * B]
-    distance = np.arange(n)[:, None] - np.arange(n)
-    reach = n + size if window is None else window
-    same = layout.documents[:, :, None] == layout.documents[:, None, :]
-    clean = same & (distance >= 0) & (distance < reach)
-    before = np.arange(n) < np.repeat(blocks.starts, size, axis=1)[:, :, None]
-    near = columns[:, :, None] - np.arange(n) < reach
-    block_to_clean = (layout.documents[:, None, :] == document[:, :, None]) & before & near
-    own = np.repeat(np.arange(s), size)
-    block_to_block = np.broadcast_to(own[:, None] == own, (b, s * size, s * size))
-    return np.block([[clean, np.zeros((b, n, s * size), dtype=np.bool_)], [block_to_clean, block_to_block]])

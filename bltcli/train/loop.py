@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from bltcli.nn import Blt
 from bltcli.train.config import OptimiserConfig, PhaseConfig
 from bltcli.train.data import Corpus
 from bltcli.train.objective import Objective, Terms
+from bltcli.train.world import ALONE, World
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -44,27 +47,32 @@ def make_optimiser(parts: Iterable[nn.Module], config: OptimiserConfig) -> torch
 
 
 class Figures:
-    """Sums and counts of reported figures over some batches."""
+    """Sums and counts of reported figures over some batches, and the predicted bytes of them."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, float] = {}
+        self.bytes = 0.0
+        self.totals: dict[str, tuple[float, float]] = {}
 
     @classmethod
-    def of(cls, terms: Terms) -> Figures:
+    def of(cls, batches: Sequence[Terms], world: World = ALONE) -> Figures:
+        """The figures of batches that report the same ones, those of all processes together."""
+        names = list(batches[0].report)
+        rows = [[t.count, *(x for name in names for x in t.report[name])] for t in batches]
+        flat = torch.stack([torch.stack([x.detach().double() for x in row]) for row in rows]).sum(0).tolist()
         figures = cls()
-        for name, (total, count) in terms.report.items():
-            figures.sums[name], figures.counts[name] = total.item(), count.item()
+        figures.bytes, *values = world.sum(flat)
+        figures.totals = dict(zip(names, zip(values[::2], values[1::2], strict=True), strict=True))
         return figures
 
     def add(self, other: Figures) -> None:
-        for name in other.sums:
-            self.sums[name] = self.sums.get(name, 0.0) + other.sums[name]
-            self.counts[name] = self.counts.get(name, 0.0) + other.counts[name]
+        self.bytes += other.bytes
+        for name, pair in other.totals.items():
+            mine = self.totals.get(name, (0.0, 0.0))
+            self.totals[name] = (mine[0] + pair[0], mine[1] + pair[1])
 
     def means(self) -> dict[str, float]:
         """Means of what occurred at all."""
-        return {name: total / self.counts[name] for name, total in self.sums.items() if self.counts[name]}
+        return {name: total / count for name, (total, count) in self.totals.items() if count}
 
 
 class Trainer:
@@ -79,62 +87,91 @@ class Trainer:
         phase: PhaseConfig,
         optimiser: OptimiserConfig,
         state_file: Path,
+        world: World = ALONE,
     ) -> None:
         self.model, self.objective, self.corpus = model, objective, corpus
-        self.phase, self.config, self.state_file = phase, optimiser, state_file
+        self.phase, self.config, self.state_file, self.world = phase, optimiser, state_file, world
         self.optimiser = make_optimiser(parts, optimiser)
         self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.step = 0
         self.seen_bytes = 0
+        self.saved: Callable[[], None] = lambda: None  # called in the first process after each save
+        self.ahead = world.on_gpu  # on a CPU the two would only take turns
 
-    def run(self, log: Log) -> None:
-        """Train to the phase's last step, saving on the way and at the end."""
+    def run(self, log: Log, until: float = math.inf) -> bool:
+        """Train to the phase's last step, or until `time.monotonic()` reads `until`, saving on the way and at the end.
+        Whether the last step was reached."""
         started, seen, figures = time.perf_counter(), self.seen_bytes, Figures()
+        batches = self.batches()
         while self.step < self.phase.steps:
-            figures.add(self.take_step())
-            if self.step % self.config.log_every == 0 or self.step == self.phase.steps:
+            figures.add(self.take_step(batches))
+            last = self.step == self.phase.steps or (until < math.inf and self.world.any(time.monotonic() >= until))
+            if self.step % self.config.log_every == 0 or last:
                 rate = (self.seen_bytes - seen) / (time.perf_counter() - started)
                 log({"step": self.step, **figures.means(), "bytes": self.seen_bytes,
                      "learning_rate": self.optimiser.param_groups[0]["lr"], "bytes_per_s": round(rate)})  # fmt: skip
                 started, seen, figures = time.perf_counter(), self.seen_bytes, Figures()
-            if self.step % self.config.save_every == 0 or self.step == self.phase.steps:
+            if self.step % self.config.save_every == 0 or last:
                 self.save()
+            if last:
+                break
+        batches.close()
+        return self.step >= self.phase.steps
 
-    def take_step(self) -> Figures:
-        """One optimiser step; the figures of its batches."""
+    def batches(self) -> Generator[Any]:
+        """This process's batches from the current step on, as the objective prepares them."""
+        world = self.world
+        numbers = itertools.count(self.step * self.config.accumulate * world.size + world.rank, world.size)
+
+        def prepare(number: int) -> Any:
+            return self.objective.prepare(self.model, self.corpus.batch(number))
+
+        if not self.ahead:
+            yield from map(prepare, numbers)
+        with ThreadPoolExecutor(1, initializer=_use_own_stream, initargs=(world.device,)) as pool:
+            coming = pool.submit(prepare, next(numbers))
+            for number in numbers:
+                ready, coming = coming, pool.submit(prepare, number)
+                yield ready.result()
+
+    def take_step(self, batches: Iterator[Any]) -> Figures:
+        """One optimiser step; the figures of its batches in all processes."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.phase)
+        done = []
+        for _ in range(self.config.accumulate):
+            done.append(self.objective.terms(self.model, next(batches), self.config.bf16))
+            done[-1].loss.backward()
+        figures = Figures.of(done, self.world)
+        self.world.sum_gradients(self.parameters)
         # the mean is over all bytes of the step, however they fall into its batches
-        figures, count = Figures(), 0.0
-        for part in range(self.config.accumulate):
-            ids = self.corpus.batch(self.step * self.config.accumulate + part)
-            terms = self.objective(self.model, ids, self.config.bf16)
-            terms.loss.backward()
-            count += terms.count.item()
-            figures.add(Figures.of(terms))
         for parameter in self.parameters:
             if parameter.grad is not None:
-                parameter.grad /= count
+                parameter.grad /= figures.bytes
         nn.utils.clip_grad_norm_(self.parameters, self.config.clip, error_if_nonfinite=True)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        self.seen_bytes += int(count)
+        self.seen_bytes += int(figures.bytes)
         return figures
 
     def save(self) -> None:
         """Write everything that a later run needs to go on as if it had not stopped, atomically. The position in the
         data is the step, since a batch depends on the seed and its number only."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-            "seen_bytes": self.seen_bytes,
-            "random": torch.get_rng_state(),
-        }
-        part = self.state_file.with_suffix(".part")
-        torch.save(state, part)
-        os.replace(part, self.state_file)
+        if self.world.first:
+            state = {
+                "model": self.model.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "step": self.step,
+                "seen_bytes": self.seen_bytes,
+                "random": torch.get_rng_state(),
+                "cuda_random": torch.cuda.get_rng_state(self.world.device) if self.world.on_gpu else None,
+            }
+            part = self.state_file.with_suffix(".part")
+            torch.save(state, part)
+            os.replace(part, self.state_file)
+            self.saved()
+        self.world.wait()
 
     def resume(self) -> bool:
         """Take up the saved state; False if there is none."""
@@ -149,13 +186,23 @@ class Trainer:
             raise ModelError(f"{self.state_file}: is of another recipe ({reason}); use --fresh") from error
         self.step, self.seen_bytes = state["step"], state["seen_bytes"]
         torch.set_rng_state(state["random"])
+        if self.world.on_gpu and state.get("cuda_random") is not None:
+            torch.cuda.set_rng_state(state["cuda_random"], self.world.device)
         return True
 
 
-def log_to(path: Path, phase: str, show: Callable[[str], None]) -> Log:
-    """A log that appends JSON lines to `path` and shows a short line."""
+def _use_own_stream(device: torch.device) -> None:
+    if device.type == "cuda":  # or what is prepared would wait for the whole step before it
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(torch.cuda.Stream(device))
+
+
+def log_to(path: Path, phase: str, show: Callable[[str], None], world: World = ALONE) -> Log:
+    """A log that appends JSON lines to `path` and shows a short line, in the first process only."""
 
     def log(record: dict[str, Any]) -> None:
+        if not world.first:
+            return
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"phase": phase, **record}) + "\n")
         show(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from bltcli.layout import document_positions
+from bltcli.layout import Layout, document_positions
 from bltcli.nn import Blt
 from bltcli.nn.model import causal_mask
 from bltcli.nn.patcher import next_byte_loss
@@ -25,31 +26,52 @@ class Terms:
     report: dict[str, tuple[Tensor, Tensor]]  # figures for the log, each a sum and the number it is divided by
 
 
-#: (model, packed ids [b, N], bf16) -> the batch's terms.
-Objective = Callable[[Blt, IdArray, bool], Terms]
+class Objective(Protocol):
+    """Packed ids [b, N] to the batch's terms, in two parts: the first needs no trained weight, so that a GPU can work
+    on one batch while the next is prepared."""
+
+    @abstractmethod
+    def prepare(self, model: Blt, ids: IdArray) -> Any:
+        """All that `terms` needs to know of a batch; `model` is asked for its frozen patches only."""
+
+    @abstractmethod
+    def terms(self, model: Blt, prepared: Any, bf16: bool) -> Terms:
+        """Loss and figures of what `prepare` made."""
+
+    def __call__(self, model: Blt, ids: IdArray, bf16: bool) -> Terms:
+        return self.terms(model, self.prepare(model, ids), bf16)
+
+
+class PatcherObjective(Objective):
+    """Next-byte loss of the entropy model."""
+
+    def prepare(self, model: Blt, ids: IdArray) -> IdArray:
+        return ids
+
+    def terms(self, model: Blt, prepared: IdArray, bf16: bool) -> Terms:
+        positions, documents = map(model.tensor, document_positions(prepared))
+        mask = causal_mask(positions, documents, model.config.patcher.window)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            logits = model.patcher(model.tensor(prepared), positions, mask)
+        return next_byte_terms(model, logits, prepared)
+
+
+class NextByteObjective(Objective):
+    """Next-byte loss of encoder, global model and decoder, on the patches that the frozen patcher gives (float32)."""
+
+    def prepare(self, model: Blt, ids: IdArray) -> Layout:
+        return model.layout(ids)
+
+    def terms(self, model: Blt, prepared: Layout, bf16: bool) -> Terms:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            logits = model(prepared)
+        return next_byte_terms(model, logits, prepared.ids)
 
 
 def predicted(ids: IdArray) -> Tensor:
     """bool [b, N - 1]: whether byte i + 1 is predicted from byte i; not across documents, and never PAD."""
     positions, _ = document_positions(ids)
     return torch.from_numpy((positions[:, 1:] != 0) & (ids[:, 1:] != PAD))
-
-
-def patcher_objective(model: Blt, ids: IdArray, bf16: bool) -> Terms:
-    """Next-byte loss of the entropy model."""
-    positions, documents = map(model.tensor, document_positions(ids))
-    mask = causal_mask(positions, documents, model.config.patcher.window)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-        logits = model.patcher(model.tensor(ids), positions, mask)
-    return next_byte_terms(model, logits, ids)
-
-
-def blt_objective(model: Blt, ids: IdArray, bf16: bool) -> Terms:
-    """Next-byte loss of encoder, global model and decoder, on the patches that the frozen patcher gives (float32)."""
-    layout = model.layout(ids)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-        logits = model(layout)
-    return next_byte_terms(model, logits, ids)
 
 
 def next_byte_terms(model: Blt, logits: Tensor, ids: IdArray) -> Terms:
