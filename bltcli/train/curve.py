@@ -22,7 +22,7 @@ _CHARTS: Final = (
 )
 _POINTS: Final = 300  # of a line; each is the mean of the rows it stands for
 _WIDTH, _HEIGHT = 620, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 22, 10, 34
 _COLOURS: Final = ("#2a6fbb", "#c2571a", "#2e8b57", "#8a4fa3")
 _STYLE: Final = """
 :root { color-scheme: light dark; }
@@ -72,7 +72,7 @@ def _label(name: str, prefix: str) -> str:
 
 
 def chart(series: Series, unit: str) -> str:
-    """Lines over steps as one SVG element; every series holds at least one finite point or is left out."""
+    """Lines over steps as one SVG element; what is not finite is left out."""
     lines = {name: thinned([(x, y) for x, y in points if math.isfinite(y)]) for name, points in series.items()}
     points = [point for line in lines.values() for point in line]
     if not points:
@@ -115,12 +115,10 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers, three to nine of them, that begin at or below `low` and end at or above `high`."""
+    """Round numbers, two to nine of them, that begin at or below `low` and end at or above `high`."""
     if high <= low:
         high = low + (abs(low) or 1.0)
-    step = 10.0 ** math.floor(math.log10(high - low))
-    step *= next(factor for factor in (0.2, 0.5, 1.0) if (high - low) / (step * factor) <= 6 or factor == 1.0)
-    if (high - low) / step > 6:
-        step *= 2
+    magnitude = 10.0 ** math.floor(math.log10(high - low))
+    step = next(magnitude * f for f in (0.2, 0.5, 1.0, 2.0) if (high - low) / (magnitude * f) <= 6)
     first, last = math.floor(low / step), math.ceil(high / step)
     return [float(f"{number * step:.10g}") for number in range(first, last + 1)]
