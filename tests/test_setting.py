@@ -1,0 +1,46 @@
+"""Methods written in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from bltcli.decoding import MethodOptions
+from bltcli.decoding.setting import format_setting, parse_setting
+from bltcli.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("ar", MethodOptions(method="ar")),
+        ("blt-s k=4", MethodOptions(method="blt-s", draft_bytes=4)),
+        ("blt-s k=auto ngram=yes", MethodOptions(method="blt-s", draft_bytes="auto", ngram_draft=True)),
+        ("blt-d block=4 unmask=confidence alpha=0.5", MethodOptions(method="blt-d", block=4, unmask="confidence", alpha=0.5)),
+        ("blt-h block=8 gamma=1.2 trust=0.5", MethodOptions(method="blt-h", block=8, gamma=1.2, trust=0.5)),
+    ],
+)  # fmt: skip
+def test_a_setting_is_read_and_written(text: str, options: MethodOptions) -> None:
+    assert parse_setting(text) == (options, {})
+    assert format_setting(options) == text
+
+
+def test_keys_of_others_come_back_as_they_are() -> None:
+    assert parse_setting("ar engine=torch", ["engine"]) == (MethodOptions(method="ar"), {"engine": "torch"})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "--method is ''"),
+        ("magic", "--method is 'magic'"),
+        ("blt-s k", "'k' is not one of k, block"),
+        ("blt-s k=many", "'many' is no value for k"),
+        ("blt-s speed=9", "'speed=9' is not one of"),
+        ("ar ngram=maybe", "'maybe' is no value for ngram"),
+        ("blt-s k=99", "--draft-bytes is 99"),
+        ("ar engine=torch", "'engine=torch' is not one of"),
+    ],
+)
+def test_other_settings_are_refused(text: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        parse_setting(text)
