@@ -32,6 +32,18 @@ class SourceConfig:
             raise UsageError(f"source {self.name}: files has {len(self.files)} entries; pairs take 1, prose 1 or more")
         if self.weight <= 0 or self.join < 1:
             raise UsageError(f"source {self.name}: weight {self.weight} and join {self.join} must be positive")
+        if self.kind == "pairs" and len(self.languages) != 2:
+            raise UsageError(f"source {self.name}: {self.files[0]!r} does not end in .SRC-TGT")
+
+    @property
+    def languages(self) -> list[str]:
+        """Codes of source and target of pairs."""
+        return Path(self.files[0]).suffix[1:].split("-")
+
+    @property
+    def paths(self) -> list[str]:
+        """The files themselves."""
+        return [f"{self.files[0]}.{code}" for code in self.languages] if self.kind == "pairs" else list(self.files)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +61,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.row_bytes < 8 or self.batch_rows < 1 or self.dev_modulo < 2 or not self.sources:
             raise UsageError("data: needs row_bytes >= 8, batch_rows >= 1, dev_modulo >= 2 and at least one source")
+
+    @property
+    def paths(self) -> list[str]:
+        """Every file that is read, under the root."""
+        return sorted({*self.exclude, *(path for source in self.sources for path in source.paths)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,15 +133,31 @@ class TrainConfig:
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Read a recipe; unknown or missing keys and wrong types raise UsageError."""
+    """Read a recipe; unknown or missing keys and wrong types raise UsageError. With `base = "OTHER.toml"`, a file
+    beside it, only what differs from that recipe is written down: tables are merged key by key."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = _load_table(path)
         model = ModelConfig.from_dict(_with_absent(table.pop("model", {})))
         return read(TrainConfig, table | {"model": model}, "recipe", UsageError)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, BltError) as error:
         raise UsageError(f"{path}: {error}") from error
+
+
+def _load_table(path: Path, depth: int = 0) -> dict[str, Any]:
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    base = table.pop("base", None)
+    if base is None:
+        return table
+    if not isinstance(base, str) or depth:
+        raise UsageError(f"base is {base!r}; it must name a recipe without a base")
+    return _merged(_load_table(path.parent / base, depth + 1), table)
+
+
+def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(base[k], v) for k, v in table.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return base | table | both
 
 
 def _with_absent(model: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Source:
         self, config: SourceConfig, root: Path, split: Split, modulo: int, excluded: Set[str] = frozenset()
     ) -> None:
         self.config = config
-        self.languages = Path(config.files[0]).suffix[1:].split("-") if config.kind == "pairs" else []
+        self.languages = config.languages if config.kind == "pairs" else []
         read = self._pairs if config.kind == "pairs" else self._paragraphs
         texts = (t for t in read(root) if held_out(t[0], modulo) == (split == "dev"))
         self.texts = [t for t in texts if not (excluded and any(normal(side) in excluded for side in t))]
@@ -49,16 +49,14 @@ class Source:
             raise UsageError(f"source {config.name}: the {split} split is empty")
 
     def _pairs(self, root: Path) -> Sequence[tuple[bytes, ...]]:
-        if len(self.languages) != 2:
-            raise UsageError(f"source {self.config.name}: {self.config.files[0]!r} does not end in .SRC-TGT")
-        left, right = (_read(root / f"{self.config.files[0]}.{code}").splitlines() for code in self.languages)
+        left, right = (_read(root / path).splitlines() for path in self.config.paths)
         if len(left) != len(right):
             raise UsageError(f"source {self.config.name}: {len(left)} lines against {len(right)}")
         return list(zip(left, right, strict=True))
 
     def _paragraphs(self, root: Path) -> Sequence[tuple[bytes, ...]]:
         between = b"\n" if self.config.line_paragraphs else b"\n\n"
-        pieces = (p for file in self.config.files for p in _read(root / file).split(between))
+        pieces = (p for file in self.config.paths for p in _read(root / file).split(between))
         joined = (b" ".join(p.split()) for p in pieces)  # undoes hard line breaks
         dropped = [d.encode() for d in self.config.drop]
         return [(p,) for p in joined if len(p) >= 40 and not any(d in p for d in dropped)]
