@@ -35,7 +35,7 @@ def test_blocks_start_at_patches_but_the_first_and_end_in_known_bytes() -> None:
     # a, c of the first document; f, g of the second, whose EOS is known, so that its blocks may run past it
     assert np.flatnonzero(block_starts(layout, 2, anywhere=False)[0]).tolist() == [1, 3, 7, 8]
     assert np.flatnonzero(block_starts(layout, 8, anywhere=False)[0]).tolist() == [1, 3, 7, 8]
-    assert np.flatnonzero(block_starts(layout, 2, anywhere=True)[0]).tolist() == [1, 2, 3, 4, 5, 7, 8, 9]
+    assert np.flatnonzero(block_starts(layout, 2, anywhere=True)[0]).tolist() == [2, 3, 4, 5, 8, 9]
     # the same row cut after "f": nobody knows what follows it
     cut = make_layout(IDS[:, :8], CLOSES[:, :8], tiny_model("lookup").config.encoder)
     assert np.flatnonzero(block_starts(cut, 4, anywhere=False)[0]).tolist() == [1, 3]
@@ -59,6 +59,16 @@ def test_a_block_holds_its_bytes_pads_past_the_end_and_reads_the_last_complete_l
     assert (blocks.weights[blocks.targets == PAD] == 0).all()
     assert (blocks.weights[~hidden] == 0).all()
     assert (blocks.weights[hidden & (blocks.targets != PAD)] > 0).all()
+
+
+def test_a_block_anywhere_reads_what_is_complete_before_the_byte_before_it() -> None:
+    layout = small_layout()
+    read = {}
+    for seed in range(20):
+        blocks = make_blocks(layout, 4, 4, np.random.default_rng(seed), random_starts=1.0)
+        read |= dict(zip(blocks.starts[0].tolist(), blocks.latents[0].tolist(), strict=True))
+    # "ab" is complete at b, which is pending where a block starts at c; at d, c is pending and b no longer
+    assert read == {2: 0, 3: 0, 4: 1, 5: 1, 8: 3, 9: 4}
 
 
 def test_the_mask_is_the_drawing_in_its_docstring() -> None:

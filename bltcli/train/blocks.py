@@ -31,13 +31,14 @@ class Blocks:
 
 
 def block_starts(layout: Layout, block_size: int, *, anywhere: bool) -> NDArray[np.bool_]:
-    """Columns where a block may start, bool [b, N]: patch starts, the first patch (BOS) left out, or any byte.
+    """Columns where a block may start, bool [b, N]: patch starts, the first patch (BOS) left out, or any byte from the
+    second after BOS on.
 
     Left out too are blocks that would run over the end of a row whose document goes on: their bytes are not known.
     """
     n = layout.ids.shape[1]
     after_close = np.concatenate([np.zeros_like(layout.closes[:, :1]), layout.closes[:, :-1]], axis=1)
-    starts = (layout.positions > 0) & (layout.ids != PAD)
+    starts = (layout.positions > int(anywhere)) & (layout.ids != PAD)
     if not anywhere:
         starts &= after_close
     whole = np.arange(n) + block_size <= n
@@ -57,7 +58,10 @@ def make_blocks(
     random_starts: float = 0.0,
     t: float | None = None,
 ) -> Blocks:
-    """Draw up to `count` blocks per row without replacement, a share `random_starts` of the rows' draws anywhere.
+    """Draw up to `count` blocks per row without replacement.
+
+    A share `random_starts` of the rows has them anywhere, as verified decoding has: the byte before the block is the
+    pending one, not patched yet, so the block reads the last latent that is complete before that byte.
 
     A drawn block stands for its row's candidates / drawn blocks, and each masked byte for 1/t: so that the expected
     weighted sum is the paper's sum over all blocks. `t` fixes the masking probability, 1 masks every byte.
@@ -65,9 +69,11 @@ def make_blocks(
     b, n = layout.ids.shape
     pools = [block_starts(layout, block_size, anywhere=anywhere) for anywhere in (False, True)]
     starts, share = np.zeros((b, count), dtype=np.int64), np.zeros((b, count), dtype=np.float32)
+    anywhere = np.zeros((b, 1), dtype=np.int64)
     for row in range(b):
         patches = int(pools[0][row].sum())
-        pool = np.flatnonzero(pools[int(rng.random() < random_starts)][row])
+        anywhere[row] = rng.random() < random_starts
+        pool = np.flatnonzero(pools[int(anywhere[row, 0])][row])
         drawn = rng.permutation(pool)[: min(count, patches)]
         starts[row, : len(drawn)] = drawn
         share[row, : len(drawn)] = patches / max(1, len(drawn))
@@ -85,7 +91,7 @@ def make_blocks(
         ids=np.where(masked, MASK, targets),
         targets=targets,
         starts=starts,
-        latents=layout.latent_of_byte[np.arange(b)[:, None], np.maximum(starts - 1, 0)],
+        latents=layout.latent_of_byte[np.arange(b)[:, None], np.maximum(starts - 1 - anywhere, 0)],
         t=drawn_t.astype(np.float32),
         weights=np.where(counted, (share / drawn_t)[:, :, None], 0).astype(np.float32),
     )

@@ -104,7 +104,7 @@ class BlocksConfig:
 
     sizes: tuple[int, ...]  # one is drawn per batch; a single size reproduces one model per block size
     per_row: int  # blocks of the largest size drawn per packed row, of smaller sizes as many more; see `make_blocks`
-    random_starts: float = 0.0  # share of rows whose blocks start anywhere instead of at patch starts
+    random_starts: float = 0.0  # share of rows whose blocks start anywhere, as under verification
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 1 or self.per_row < 1 or not 0 <= self.random_starts <= 1:

@@ -116,8 +116,8 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def ticks(low: float, high: float) -> list[float]:
     """Round numbers, two to nine of them, that begin at or below `low` and end at or above `high`."""
-    if high <= low:
-        high = low + (abs(low) or 1.0)
+    if high - low <= 1e-9 * (abs(low) + abs(high)) + 1e-30:
+        high = low + max(abs(low), 1e-9)
     magnitude = 10.0 ** math.floor(math.log10(high - low))
     step = next(magnitude * f for f in (0.2, 0.5, 1.0, 2.0) if (high - low) / (magnitude * f) <= 6)
     first, last = math.floor(low / step), math.ceil(high / step)

@@ -36,7 +36,7 @@ class BlockDiffusion(Objective):
 
     block_sizes: tuple[int, ...]  # one is drawn per batch
     blocks_per_row: int  # of the largest size; of smaller ones as many more, so that a row has the same block bytes
-    random_starts: float = 0.0  # share of rows whose blocks start anywhere instead of at patch starts
+    random_starts: float = 0.0  # share of rows whose blocks start anywhere, as under verification
     t: float | None = None  # a fixed masking probability, for measuring
     seed: int = 0
 
