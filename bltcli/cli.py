@@ -17,7 +17,7 @@ INTERRUPTED = 130
 READER_GONE = 141
 COMPLETE = "_BLTCLI_COMPLETE"
 #: Packages that only some verbs need -> the extra of bltcli that brings them.
-EXTRAS = {"onnxruntime": "cpu", "torch": "torch", "huggingface_hub": "hub"}
+EXTRAS = {"onnxruntime": "cpu", "torch": "torch", "huggingface_hub": "hub", "sacrebleu": "eval"}
 
 #: Verb -> the line that `bltcli --help` shows, so that listing the verbs imports none of them.
 VERBS = {
@@ -27,35 +27,40 @@ VERBS = {
     "convert": "Rewrite a checkpoint of Meta or Hugging Face in bltcli's own format.",
     "inspect": "Show what a bundle or a checkpoint holds.",
     "train": "Train a model from a TOML file.",
+    "eval": "Score a model: translation, code, likelihood, diversity.",
     "models": "List, locate and check the models on this machine.",
     "doctor": "Check engines, versions and the built-in model on this machine.",
 }
 
 
 class LazyGroup(click.Group):
-    """Verbs live in bltcli/commands/<verb>.py, each as a click object named `command`."""
+    """Verbs live in bltcli/commands/<verb>.py, each as a click object named `command`. A verb that is a group in a
+    folder of its own derives from this one."""
+
+    verbs = VERBS
+    package = "bltcli.commands"
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return list(self.verbs)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        if cmd_name not in self.verbs:
             return None
-        command = importlib.import_module(f"bltcli.commands.{cmd_name}").command
+        command = importlib.import_module(f"{self.package}.{cmd_name}").command
         assert isinstance(command, click.Command)
-        command.name, command.short_help = cmd_name, VERBS[cmd_name]
+        command.name, command.short_help = cmd_name, self.verbs[cmd_name]
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
-            raise click.UsageError(f"there is no verb {args[0]!r}; the verbs are {', '.join(VERBS)}", ctx)
+        if args and args[0] not in self.verbs and not args[0].startswith("-"):
+            raise click.UsageError(f"there is no verb {args[0]!r}; the verbs are {', '.join(self.verbs)}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
-            formatter.write_dl(list(VERBS.items()))
+            formatter.write_dl(list(self.verbs.items()) or [("", "")])
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
