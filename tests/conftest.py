@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import pytest
 
 from bltcli.bundle import Bundle, open_bundle
+from bltcli.checkpoint import open_checkpoint
 from bltcli.graphs import Precision
 from bltcli_export.exporter import export_checkpoint
 from tests.tiny import tiny_checkpoint
@@ -63,6 +64,25 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
         return open_bundle(export_checkpoint(checkpoint, folder / name, precision=precision, check=False))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model trained on blocks of up to 16, see `tests.trained`: half a minute, once per test run."""
+    from tests.trained import trained_model, write_trained
+
+    folder = tmp_path_factory.mktemp("trained") / "checkpoint"
+    write_trained(folder, trained_model(steps=300))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_bundle(trained_checkpoint: Path) -> Bundle:
+    """`trained_checkpoint`, exported."""
+    checkpoint = open_checkpoint(trained_checkpoint)
+    return open_bundle(
+        export_checkpoint(checkpoint, trained_checkpoint.parent / "bundle", precision="fp32", check=False)
+    )
 
 
 @pytest.fixture
