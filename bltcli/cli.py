@@ -28,6 +28,7 @@ VERBS = {
     "inspect": "Show what a bundle or a checkpoint holds.",
     "train": "Train a model from a TOML file.",
     "eval": "Score a model: translation, code, likelihood, diversity.",
+    "verify": "Prove a bundle on this machine: known answers, exactness, PyTorch.",
     "models": "List, locate and check the models on this machine.",
     "doctor": "Check engines, versions and the built-in model on this machine.",
 }

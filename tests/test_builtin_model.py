@@ -14,7 +14,7 @@ from bltcli.bundle import open_bundle
 from bltcli.checkpoint import open_checkpoint
 from bltcli.models import builtin_checkpoint, resolve_bundle
 from bltcli.pipeline import patch_text
-from bltcli.selftest import self_test
+from bltcli.verify import self_test
 
 ROOT = Path(__file__).parent.parent
 ENGLISH = b"The minister may, by order, amend the conditions of the permit. " * 5

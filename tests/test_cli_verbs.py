@@ -175,5 +175,5 @@ def test_doctor_fails_when_the_model_does(monkeypatch: pytest.MonkeyPatch) -> No
     def broken(engine: str) -> None:
         raise ModelError(f"{engine} is out of order")
 
-    monkeypatch.setattr("bltcli.selftest.self_test", broken)
+    monkeypatch.setattr("bltcli.verify.self_test", broken)
     assert cli.run(["doctor", "--json"]) == 3

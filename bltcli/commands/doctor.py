@@ -104,7 +104,7 @@ def cache_check() -> Row:
 
 def model_checks(engine: str) -> list[Row]:
     """The self-test: known answers of the built-in model."""
-    from bltcli.selftest import self_test
+    from bltcli.verify import self_test
 
     try:
         return [check(row.name, row.ok, row.detail) for row in self_test(engine)]

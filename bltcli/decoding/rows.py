@@ -115,8 +115,7 @@ class Rows:
         own = np.zeros(logits.shape[:2], dtype=np.int64)  # the full model's bytes; the first stands after the pending
         own[row, column] = self.choose(logits[row, column], row, (lengths - counts)[row] + column)
         for r in np.flatnonzero(chosen).tolist():
-            agreed = drafts[r] == own[r, : counts[r]]
-            kept[r] = counts[r] if agreed.all() else int(agreed.argmin())
+            kept[r] = count_agreed(drafts[r], own[r])
             self._commit(r, own[r, : kept[r] + 1])
             lengths[r] -= counts[r] - kept[r]
             self.stats.drafted += int(counts[r])
@@ -136,3 +135,9 @@ class Rows:
     def _append(self, row: int, ids: IdArray) -> None:
         self.texts[row] += ids.tolist()
         self.wanted[row] -= len(ids)
+
+
+def count_agreed(draft: IdArray, own: IdArray) -> int:
+    """How many bytes of a draft come before the first that is not the full model's own."""
+    wrong = np.flatnonzero(draft != own[: len(draft)])
+    return int(wrong[0]) if wrong.size else len(draft)
