@@ -1,0 +1,180 @@
+"""Prompts in, records out: continues the prompts of an evaluation under one setting, and sums up what that took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from bltcli.bandwidth import paper_gb
+from bltcli.bundle import Bundle
+from bltcli.decoding import MethodOptions
+from bltcli.decoding.driver import generate
+from bltcli.decoding.setting import format_setting
+from bltcli.decoding.stop import Stop
+from bltcli.errors import UsageError
+from bltcli.evaluate.records import Record
+from bltcli.graphs import GRAPHS
+from bltcli.pipeline import Pipeline, open_model
+from bltcli.sampling import Sampler
+from bltcli.stats import DecodeStats
+
+#: Texts are sorted by length within so many calls' worth of them: texts of one call then end at about the same time.
+WINDOW_CALLS: Final = 4
+CLOCKS: Final = ("wall_s", "prefill_s", "ttfb_s", "bytes_per_s")
+#: What a call's statistics keep: counts that add up.
+COUNTS: Final = ("prompt_bytes", "new_bytes", "rounds", "drafted", "accepted", "patches", "nfe", "prefill_nfe",
+                 "weight_bytes_read", "kv_bytes_read")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How every text of a run is generated."""
+
+    options: MethodOptions
+    sampler: Sampler
+    stop: Stop
+
+    @property
+    def name(self) -> str:
+        return format_setting(self.options)
+
+    def header(self) -> dict[str, Any]:
+        """What the records of a run depend on, for their header."""
+        stops = [string.decode(errors="backslashreplace") for string in self.stop.strings]
+        sampling = {"sampling": asdict(self.sampler)}
+        return {"setting": self.name, **sampling, "max_bytes": self.stop.max_bytes, "stop": stops}
+
+
+class Generator:
+    """A bundle opened for `rows` texts per call; one model at a time is in memory."""
+
+    def __init__(
+        self, bundle: Bundle, *, rows: int = 1, engine: str = "auto", threads: int = 0, exact: bool = True
+    ) -> None:
+        if rows < 1:
+            raise UsageError(f"--rows is {rows}; use at least 1")
+        self.bundle, self.rows = bundle, rows
+        self._how: dict[str, Any] = {"engine": engine, "threads": threads, "exact": exact}
+        self._model: Pipeline | None = None
+
+    def model(self, rows: int) -> Pipeline:
+        if self._model is None or self._model.rows != rows:
+            self._model = None  # frees it before the next is opened
+            self._model = open_model(self.bundle, rows=rows, **self._how)
+        return self._model
+
+    @property
+    def promises_equality(self) -> bool:
+        """Whether methods that verify must give the same bytes here, to the last bit."""
+        return self.model(self.rows).row_multiple > 1
+
+    def header(self) -> dict[str, Any]:
+        """What the records of a run depend on, for their header."""
+        return {
+            "bundle_sha256": self.bundle.sha256,
+            "engine": self.model(self.rows).engine_name,
+            "exact": self._how["exact"],
+            "rows": self.rows,
+        }
+
+    def groups(self, count: int) -> list[range]:
+        """The groups of `count` texts that are to be continued together, as `continue_texts` takes them."""
+        size = 1 if self.rows == 1 else self.rows * WINDOW_CALLS
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def continue_texts(self, setting: Setting, prompts: Sequence[bytes], records: Sequence[int]) -> list[Record]:
+        """A record per prompt, in order. `records` number the texts, also for the noise of sampling.
+
+        id, output (as UTF-8; `output_hex` has the bytes where they are none), finish_reason, new_bytes, `call` (id of
+        the first text that shared the passes), `work` (what that call took) and `timing`. A prompt that is refused
+        gives id and `error`.
+        """
+        order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+        made: dict[int, Record] = {}
+        for start in range(0, len(order), self.rows):
+            chosen = order[start : start + self.rows]
+            for record in self._call(setting, [prompts[i] for i in chosen], [records[i] for i in chosen]):
+                made[record["id"]] = record
+        return [made[number] for number in records]
+
+    def _call(self, setting: Setting, prompts: list[bytes], records: list[int]) -> list[Record]:
+        model, stats = self.model(len(prompts)), DecodeStats()
+        method = setting.options.make(model)  # anew: what a method learns must not depend on the calls before
+        outputs, reasons = dict.fromkeys(records, b""), dict.fromkeys(records, "")
+        run = generate(model, method, prompts, sampler=setting.sampler, stop=setting.stop, stats=stats, records=records)
+        try:
+            for chunk in run:
+                outputs[chunk.record] += chunk.data
+                reasons[chunk.record] = chunk.finish_reason or ""
+        except UsageError as error:  # a prompt was refused: find out which
+            if len(prompts) == 1:
+                return [{"id": records[0], "error": str(error)}]
+            return [r for p, n in zip(prompts, records, strict=True) for r in self._call(setting, [p], [n])]
+        facts = stats.to_dict()
+        shared = {
+            "call": records[0],
+            "work": {"texts": len(records), **{name: facts[name] for name in COUNTS}, "patch_bytes": stats.patch_bytes},
+            "timing": {name: facts[name] for name in CLOCKS},
+        }
+        return [
+            {"id": n, **_text(outputs[n]), "finish_reason": reasons[n], "new_bytes": len(outputs[n]), **shared}
+            for n in records
+        ]
+
+
+def output_of(record: Record) -> bytes:
+    """The bytes that a record's text was continued with; none where it failed."""
+    return bytes.fromhex(record["output_hex"]) if "output_hex" in record else str(record.get("output", "")).encode()
+
+
+def records_file(folder: Path | None, name: str) -> Path | None:
+    """Where the records of setting `name` lie in a folder."""
+    return None if folder is None else folder / f"{name.replace(' ', '_')}.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a run took. Passes and gigabytes are per call, which is per text with one text a call."""
+
+    texts: int
+    failed: int
+    texts_per_call: float
+    new_bytes: int
+    acceptance: float | None  # percent of drafted bytes that were kept
+    nfe: dict[str, float]  # passes per graph, prompt excluded
+    gigabytes: float  # the paper's formula
+    bytes_per_s: float | None
+    bytes_per_patch: float | None
+
+
+def summarise(records: Sequence[Record], parameters: dict[str, int]) -> Summary:
+    """Averages over `records` of one setting; `parameters` are the bundle's."""
+    good = [record for record in records if "error" not in record]
+    calls = list({record["call"]: record for record in good}.values())
+    count = max(1, len(calls))
+
+    def total(name: str) -> int:
+        return sum(call["work"][name] for call in calls)
+
+    nfe: dict[str, float] = {name: sum(call["work"]["nfe"][name] for call in calls) / count for name in GRAPHS}
+    wall_s = sum(call["timing"]["wall_s"] for call in calls)
+    return Summary(
+        texts=len(records),
+        failed=len(records) - len(good),
+        texts_per_call=len(good) / count,
+        new_bytes=total("new_bytes"),
+        acceptance=100 * total("accepted") / total("drafted") if total("drafted") else None,
+        nfe=nfe,
+        gigabytes=sum(paper_gb(call["work"]["nfe"], parameters) for call in calls) / count,
+        bytes_per_s=total("new_bytes") / wall_s if wall_s else None,
+        bytes_per_patch=total("patch_bytes") / total("patches") if total("patches") else None,
+    )
+
+
+def _text(data: bytes) -> dict[str, str]:
+    try:
+        return {"output": data.decode()}
+    except UnicodeDecodeError:
+        return {"output": data.decode(errors="replace"), "output_hex": data.hex()}

@@ -1,0 +1,143 @@
+"""One report for evaluations in the shape of Fast BLT's tables, as plain text, Markdown, CSV or JSON. Knows no task."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from bltcli import render
+from bltcli.decoding import MethodOptions
+from bltcli.errors import UsageError
+from bltcli.evaluate.generating import Summary
+from bltcli.paper import PaperRow, paper_rows
+
+FORMATS: Final = ("table", "md", "csv", "json")
+_PAPER_NAMES: Final = {"ar": "BLT", "blt-s": "BLT-S", "blt-d": "BLT-D", "blt-dv": "BLT-DV"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One setting. Scores by metric, the first of them the one that the paper's tables have."""
+
+    setting: str
+    scores: Mapping[str, float]
+    summary: Summary
+    decrease: float | None = None  # percent of the paper's gigabytes below ar
+    paper: PaperRow | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    title: str
+    rows: Sequence[Row]
+    notes: Sequence[str] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)  # more for JSON
+
+
+def with_decreases(rows: Sequence[Row]) -> list[Row]:
+    """The rows with what each reads less than the first plain `ar` among them; as they are where there is none."""
+    base = next((row.summary.gigabytes for row in rows if row.setting.split()[0] == "ar"), 0.0)
+    if not base:
+        return list(rows)
+    less = [100 * (1 - row.summary.gigabytes / base) if row.setting != "ar" else None for row in rows]
+    return [Row(**{**vars(row), "decrease": d}) for row, d in zip(rows, less, strict=True)]
+
+
+def paper_row(size: str, task: str, options: MethodOptions, trained_block: int) -> PaperRow | None:
+    """The paper's row for the same model size, task and setting; None where it has none."""
+    used = options.settings(trained_block)
+    name = _PAPER_NAMES.get(options.method)
+    if name is None or used["ngram_draft"]:
+        return None
+    if options.method == "ar":
+        wanted = (name, "AR")
+    elif options.method == "blt-s":
+        wanted = (name, f"k={used['k']}")
+    else:
+        rules = {"confidence": f"a={used['alpha']}", "entropy": f"g={used['gamma']}", "one-step": "one step"}
+        wanted = (f"{name}-{used['block']}", rules.get(str(used["unmask"]), ""))
+    return next((r for r in paper_rows() if (r.size, r.task, r.model, r.setting) == (size, task, *wanted)), None)
+
+
+def rendered(report: Report, format_: str) -> bytes:
+    """The report as `table`, `md`, `csv` or `json`, in UTF-8. In a table the paper's rows stand below ours."""
+    writers: dict[str, Callable[[Report], bytes]] = {"table": _table, "md": _markdown, "csv": _csv, "json": _json}
+    if format_ not in writers:
+        raise UsageError(f"--format is {format_}; use one of {', '.join(FORMATS)}")
+    return writers[format_](report)
+
+
+def _columns(report: Report) -> list[str]:
+    metrics = list(dict.fromkeys(name for row in report.rows for name in row.scores))
+    return ["setting", *metrics, "accept %", "decoder", "encoder", "global", "GB", "less %", "bytes/s", "bytes/patch"]
+
+
+def _lines(report: Report) -> list[dict[str, float | str | None]]:
+    """A line per setting by column, and one more where the paper has it."""
+    lines: list[dict[str, float | str | None]] = []
+    for row in report.rows:
+        s = row.summary
+        lines.append({
+            "setting": row.setting, **row.scores, "accept %": s.acceptance, "GB": s.gigabytes, "less %": row.decrease,
+            **{name: s.nfe[name] for name in ("decoder", "encoder", "global")},
+            "bytes/s": s.bytes_per_s, "bytes/patch": s.bytes_per_patch,
+        })  # fmt: skip
+        if row.paper is not None:
+            p = row.paper
+            lines.append({
+                "setting": f"  paper: {p.model} {p.size} {p.setting}", next(iter(row.scores)): p.score,
+                "accept %": p.acceptance, "decoder": p.decoder_nfe, "encoder": p.global_nfe, "global": p.global_nfe,
+                "GB": p.gigabytes, "less %": p.decrease,
+            })  # fmt: skip
+    return lines
+
+
+def _cells(report: Report) -> list[list[str]]:
+    columns = _columns(report)
+    return [columns, *([_shown(name, line.get(name)) for name in columns] for line in _lines(report))]
+
+
+def _shown(column: str, value: float | str | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    digits = {"GB": 4 if value < 10 else 2, "TTR": 3}.get(column, 2 if column in ("BLEU", "bytes/patch") else 1)
+    return f"{value:.{digits}f}"
+
+
+def _table(report: Report) -> bytes:
+    return (f"{report.title}\n\n{render.table(_cells(report))}\n" + "".join(f"{n}\n" for n in report.notes)).encode()
+
+
+def _markdown(report: Report) -> bytes:
+    head, *body = ([cell.strip().replace("|", "\\|") for cell in cells] for cells in _cells(report))
+    rule = ["---", *("---:" for _ in head[1:])]
+    table = "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *body))
+    return (f"**{report.title}**\n\n{table}" + "".join(f"\n{note}\n" for note in report.notes)).encode()
+
+
+def _csv(report: Report) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _columns(report), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: v.strip() if isinstance(v, str) else v for name, v in line.items()}
+                     for line in _lines(report))  # fmt: skip
+    return text.getvalue().encode()
+
+
+def _json(report: Report) -> bytes:
+    rows = [
+        {
+            "setting": row.setting,
+            "scores": dict(row.scores),
+            **asdict(row.summary),
+            "decrease": row.decrease,
+            "paper": asdict(row.paper) if row.paper else None,
+        }
+        for row in report.rows
+    ]
+    return render.to_json({"title": report.title, **report.details, "settings": rows, "notes": list(report.notes)})
