@@ -5,7 +5,8 @@
     python scripts/train_gpu.py examples/train-gpu-small.toml --data-parts data.parts --minutes 9 --take OUT --give OUT2
 
 Each call goes on where the run in `--out` stopped, or where the parts `--take` of an earlier call did, and prints
-throughput and MFU. `--give` takes the whole run home in files of at most 16 MB, the finished checkpoint in it.
+throughput and MFU. `--give` writes what to take home in files of at most 16 MB: the run, or once it has ended its
+checkpoint, log and curve.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from bltcli.config import StackConfig  # noqa: E402
 from bltcli.errors import BltError  # noqa: E402
 from bltcli.train.config import TrainConfig, load_config  # noqa: E402
 from bltcli.train.recipe import train  # noqa: E402
-from bltcli.train.run import LOG  # noqa: E402
+from bltcli.train.run import CURVE, LOG  # noqa: E402
 from bltcli.train.world import join_world  # noqa: E402
 
 #: Dense bfloat16 peak in TFLOP/s by a part of the device's name, from the vendor's data sheets.
@@ -103,7 +104,8 @@ def main() -> None:
         print(f"{name} x {world.size}: {report(config, log, already, peak and peak * world.size)}")
         print("stopped and saved" if figures is None else json.dumps(figures))
         if options.give:
-            names = sorted(file.name for file in options.out.iterdir() if file != data)
+            whole = sorted(file.name for file in options.out.iterdir() if file != data)
+            names = whole if figures is None else ["checkpoint", LOG, CURVE]
             print(f"{write_parts(options.out, names, options.give, 16, compressed=False)} parts in {options.give}")
 
 
