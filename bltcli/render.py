@@ -94,37 +94,38 @@ def peak_rss_bytes() -> int | None:
 
 
 @contextmanager
-def progress(total: int, wanted: bool | None) -> Iterator[Callable[[int], None]]:
-    """Yields a function that is told the bytes generated so far.
+def progress(total: int, wanted: bool | None, *, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
+    """Yields a function that is told the bytes (or what `unit` says) done so far.
 
-    By default a bar, only where stderr is a terminal and stdout is none (the text itself shows the progress there).
-    `wanted` True asks for it in a log too, as plain lines; False turns it off.
+    By default a bar where stderr is a terminal; for bytes only where stdout is none (the text itself shows the progress
+    there). `wanted` True asks for it in a log too, as plain lines; False turns it off.
     """
     on_terminal = streams.is_terminal(sys.stderr)
-    if wanted is False or settings.verbosity() < 0 or streams.is_terminal(sys.stdout):
+    shown_by_text = unit == "bytes" and streams.is_terminal(sys.stdout)
+    if wanted is False or settings.verbosity() < 0 or shown_by_text:
         yield lambda _: None
     elif on_terminal:
-        with _bar(total) as advance:
+        with _bar(total, unit) as advance:
             yield advance
     elif wanted:
-        yield _lines(total)
+        yield _lines(total, unit)
     else:
         yield lambda _: None
 
 
 @contextmanager
-def _bar(total: int) -> Iterator[Callable[[int], None]]:
+def _bar(total: int, unit: str) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = TextColumn("{task.completed}/{task.total} bytes"), BarColumn(), TimeElapsedColumn()
+    columns = TextColumn(f"{{task.completed}}/{{task.total}} {unit}"), BarColumn(), TimeElapsedColumn()
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     task = bar.add_task("", total=total)
     with bar:
         yield lambda done: bar.update(task, completed=done)
 
 
-def _lines(total: int) -> Callable[[int], None]:
+def _lines(total: int, unit: str) -> Callable[[int], None]:
     from time import monotonic
 
     due = monotonic()
@@ -133,6 +134,6 @@ def _lines(total: int) -> Callable[[int], None]:
         nonlocal due
         if monotonic() >= due:
             due = monotonic() + PLAIN_SECONDS
-            streams.complain(f"{done} of at most {total} bytes")
+            streams.complain(f"{done} of at most {total} {unit}")
 
     return advance

@@ -77,12 +77,14 @@ def score(bleu: BLEU, outputs: Mapping[str, Sequence[str]], references: Sequence
     by_setting: dict[str, dict[str, Score]] = {name: {} for name in outputs}
     for shown, metric in zip(signatures, metrics, strict=True):  # sacrebleu calls the second chrF2++
         for name, found in zip(names, columns[shown], strict=True):
-            by_setting[name][metric] = _score(found)
+            by_setting[name][metric] = _score(found, same=outputs[name] == outputs[baseline])
     return Scores({m: str(s) for m, s in zip(metrics, signatures.values(), strict=True)}, by_setting)
 
 
-def _score(found: Any) -> Score:
+def _score(found: Any, *, same: bool) -> Score:
     p = None if found.p_value is None else float(found.p_value)
+    if p is not None and same:
+        p = 1.0  # sacrebleu, which counts samples beyond a difference of 0, says nearly 0
     return Score(float(found.score), float(found.mean), float(found.ci), p)
 
 

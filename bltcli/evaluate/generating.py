@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from bltcli.bandwidth import paper_gb
 from bltcli.bundle import Bundle
-from bltcli.decoding import MethodOptions
+from bltcli.decoding import EXACT_METHODS, MethodOptions
 from bltcli.decoding.driver import generate
 from bltcli.decoding.setting import format_setting
 from bltcli.decoding.stop import Stop
 from bltcli.errors import UsageError
-from bltcli.evaluate.records import Record
+from bltcli.evaluate.records import Record, collect, digest
 from bltcli.graphs import GRAPHS
 from bltcli.pipeline import Pipeline, open_model
 from bltcli.sampling import Sampler
@@ -32,19 +34,43 @@ COUNTS: Final = ("prompt_bytes", "new_bytes", "rounds", "drafted", "accepted", "
 class Setting:
     """How every text of a run is generated."""
 
+    name: str
     options: MethodOptions
     sampler: Sampler
     stop: Stop
 
     @property
-    def name(self) -> str:
-        return format_setting(self.options)
+    def exact(self) -> bool:
+        """Whether its text is that of `ar` for certain; `auto` is whatever was tuned."""
+        return self.options.method in EXACT_METHODS and self.options.method != "auto"
 
     def header(self) -> dict[str, Any]:
         """What the records of a run depend on, for their header."""
         stops = [string.decode(errors="backslashreplace") for string in self.stop.strings]
         sampling = {"sampling": asdict(self.sampler)}
         return {"setting": self.name, **sampling, "max_bytes": self.stop.max_bytes, "stop": stops}
+
+
+def settings_of(
+    runs: Sequence[MethodOptions], bundle: Bundle, sampler: Sampler, stop: Stop, *, suffix: str = ""
+) -> list[Setting]:
+    """A setting per method, named in full: no default is left to guess. UsageError for one that is there twice."""
+    names = [full_name(options, bundle.config.block_size) + suffix for options in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"the setting {name!r} is there {names.count(name)} times; give each once")
+    return [Setting(name=n, options=o, sampler=sampler, stop=stop) for n, o in zip(names, runs, strict=True)]
+
+
+def full_name(options: MethodOptions, trained_block: int) -> str:
+    """As `format_setting`, with every option that the method uses."""
+    if options.method == "auto":
+        return format_setting(options)
+    used = {
+        key: value for key, value in options.settings(trained_block).items() if key not in ("method", "ngram_draft")
+    }
+    words = [f"{key}={value}" for key, value in used.items() if value is not None]
+    return " ".join([options.method, *words, *(["ngram=yes"] if options.ngram_draft else [])])
 
 
 class Generator:
@@ -65,19 +91,20 @@ class Generator:
             self._model = open_model(self.bundle, rows=rows, **self._how)
         return self._model
 
+    @cached_property
+    def _engine(self) -> tuple[str, int]:
+        model = self.model(self.rows)
+        return model.engine_name, model.row_multiple
+
     @property
     def promises_equality(self) -> bool:
         """Whether methods that verify must give the same bytes here, to the last bit."""
-        return self.model(self.rows).row_multiple > 1
+        return self._engine[1] > 1
 
     def header(self) -> dict[str, Any]:
         """What the records of a run depend on, for their header."""
-        return {
-            "bundle_sha256": self.bundle.sha256,
-            "engine": self.model(self.rows).engine_name,
-            "exact": self._how["exact"],
-            "rows": self.rows,
-        }
+        how = {"engine": self._engine[0], "exact": self._how["exact"], "rows": self.rows}
+        return {"bundle_sha256": self.bundle.sha256, **how}
 
     def groups(self, count: int) -> list[range]:
         """The groups of `count` texts that are to be continued together, as `continue_texts` takes them."""
@@ -124,14 +151,57 @@ class Generator:
         ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Prompts to be continued, by number."""
+
+    name: str
+    prompts: Sequence[bytes]
+    facts: Sequence[Mapping[str, Any]]  # more for each record, after its id
+    header: Mapping[str, Any]  # what the records depend on besides prompts, setting and bundle
+
+
+def run_settings(
+    generator: Generator,
+    settings: Sequence[Setting],
+    task: Task,
+    folder: Path | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> dict[str, list[Record]]:
+    """The records of a task under each setting, by its name; with `folder`, in a file per setting there, which a later
+    call goes on with. `advance` is told how many records there are. UsageError or ModelError for a setting that this
+    bundle cannot run, before any is run."""
+    for setting in settings:
+        setting.options.make(generator.model(generator.rows))
+    common = {"task": task.name, "input_sha256": digest([*task.prompts, json.dumps(list(task.facts)).encode()])}
+    found: dict[str, list[Record]] = {}
+    for setting in settings:
+        before = len(found) * len(task.prompts)
+
+        def make(numbers: Sequence[int], setting: Setting = setting) -> list[Record]:
+            made = generator.continue_texts(setting, [task.prompts[n] for n in numbers], numbers)
+            return [{"id": r["id"], **task.facts[r["id"]], **r} for r in made]
+
+        def done(count: int, before: int = before) -> None:
+            advance(before + count)
+
+        header = {**common, **task.header, **setting.header(), **generator.header()}
+        path = None if folder is None else folder / f"{setting.name.replace(' ', '_')}.jsonl"
+        found[setting.name] = collect(path, header, generator.groups(len(task.prompts)), make, done)
+    return found
+
+
 def output_of(record: Record) -> bytes:
     """The bytes that a record's text was continued with; none where it failed."""
     return bytes.fromhex(record["output_hex"]) if "output_hex" in record else str(record.get("output", "")).encode()
 
 
-def records_file(folder: Path | None, name: str) -> Path | None:
-    """Where the records of setting `name` lie in a folder."""
-    return None if folder is None else folder / f"{name.replace(' ', '_')}.jsonl"
+def equal_texts(records: Sequence[Record], others: Sequence[Record]) -> int:
+    """How many texts came out the same in two runs: bytes and reason to end."""
+    return sum(
+        (output_of(a), a.get("finish_reason")) == (output_of(b), b.get("finish_reason"))
+        for a, b in zip(records, others, strict=True)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

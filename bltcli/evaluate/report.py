@@ -11,10 +11,12 @@ from typing import Any, Final
 from bltcli import render
 from bltcli.decoding import MethodOptions
 from bltcli.errors import UsageError
-from bltcli.evaluate.generating import Summary
+from bltcli.evaluate.generating import Setting, Summary, equal_texts
+from bltcli.evaluate.records import Record
 from bltcli.paper import PaperRow, paper_rows
 
 FORMATS: Final = ("table", "md", "csv", "json")
+_NFE: Final = {"decoder NFE": "decoder", "encoder NFE": "encoder", "global NFE": "global"}
 _PAPER_NAMES: Final = {"ar": "BLT", "blt-s": "BLT-S", "blt-d": "BLT-D", "blt-dv": "BLT-DV"}
 
 
@@ -62,6 +64,43 @@ def paper_row(size: str, task: str, options: MethodOptions, trained_block: int) 
     return next((r for r in paper_rows() if (r.size, r.task, r.model, r.setting) == (size, task, *wanted)), None)
 
 
+def baseline_of(settings: Sequence[Setting]) -> Setting:
+    """What the others are compared with: the first plain `ar`, or the first of all."""
+    return next((setting for setting in settings if setting.options.method == "ar"), settings[0])
+
+
+def unequal_settings(settings: Sequence[Setting], records: Mapping[str, Sequence[Record]]) -> list[str]:
+    """Settings whose texts must be those of the baseline and are not."""
+    base = baseline_of(settings)
+    expected = records[base.name]
+    exact = [setting.name for setting in settings if setting.exact and base.exact]
+    return [name for name in exact if equal_texts(records[name], expected) < len(expected)]
+
+
+def notes_on(settings: Sequence[Setting], records: Mapping[str, Sequence[Record]], rows: int) -> list[str]:
+    """What a reader must know of the figures: whose texts are equal, which failed or were cut off, what a pass is."""
+    base, notes = baseline_of(settings), []
+    for setting in settings:
+        found = records[setting.name]
+        if setting is not base:
+            equal = equal_texts(found, records[base.name])
+            share = f"all {len(found)}" if equal == len(found) else f"{equal} of {len(found)}"
+            notes.append(f"{setting.name}: the same bytes as {base.name} in {share} texts.")
+        failed = sum("error" in record for record in found)
+        if failed:
+            notes.append(f"{setting.name}: {failed} of {len(found)} texts failed and count as empty.")
+        cut = sum(record.get("finish_reason") in ("length", "context") for record in found)
+        if cut:
+            notes.append(f"{setting.name}: {cut} of {len(found)} texts were cut off at {setting.stop.max_bytes} bytes "
+                         "or the context's end.")  # fmt: skip
+    if rows == 1:
+        notes.append("Passes and GB (the paper's formula) are averages per text, without the prompt.")
+    else:
+        notes.append(f"Passes and GB are averages per call of up to {rows} texts, without the prompt; the paper's are "
+                     "per text: use --rows 1 to compare.")  # fmt: skip
+    return notes
+
+
 def rendered(report: Report, format_: str) -> bytes:
     """The report as `table`, `md`, `csv` or `json`, in UTF-8. In a table the paper's rows stand below ours."""
     writers: dict[str, Callable[[Report], bytes]] = {"table": _table, "md": _markdown, "csv": _csv, "json": _json}
@@ -72,7 +111,7 @@ def rendered(report: Report, format_: str) -> bytes:
 
 def _columns(report: Report) -> list[str]:
     metrics = list(dict.fromkeys(name for row in report.rows for name in row.scores))
-    return ["setting", *metrics, "accept %", "decoder", "encoder", "global", "GB", "less %", "bytes/s", "bytes/patch"]
+    return ["setting", *metrics, "accept %", *_NFE, "GB", "decrease %", "bytes/s", "bytes/patch"]
 
 
 def _lines(report: Report) -> list[dict[str, float | str | None]]:
@@ -81,16 +120,16 @@ def _lines(report: Report) -> list[dict[str, float | str | None]]:
     for row in report.rows:
         s = row.summary
         lines.append({
-            "setting": row.setting, **row.scores, "accept %": s.acceptance, "GB": s.gigabytes, "less %": row.decrease,
-            **{name: s.nfe[name] for name in ("decoder", "encoder", "global")},
+            "setting": row.setting, **row.scores, "accept %": s.acceptance,
+            "GB": s.gigabytes, "decrease %": row.decrease, **{column: s.nfe[graph] for column, graph in _NFE.items()},
             "bytes/s": s.bytes_per_s, "bytes/patch": s.bytes_per_patch,
         })  # fmt: skip
         if row.paper is not None:
             p = row.paper
             lines.append({
                 "setting": f"  paper: {p.model} {p.size} {p.setting}", next(iter(row.scores)): p.score,
-                "accept %": p.acceptance, "decoder": p.decoder_nfe, "encoder": p.global_nfe, "global": p.global_nfe,
-                "GB": p.gigabytes, "less %": p.decrease,
+                "accept %": p.acceptance, "decoder NFE": p.decoder_nfe, "encoder NFE": p.global_nfe,
+                "global NFE": p.global_nfe, "GB": p.gigabytes, "decrease %": p.decrease,
             })  # fmt: skip
     return lines
 
