@@ -101,6 +101,17 @@ def test_the_command_stops_in_time_and_says_how_to_go_on(recipe: Path, root: Pat
     assert "go on with --resume" in result.stderr
 
 
+@pytest.mark.gpu
+def test_a_gpu_has_the_losses_of_a_cpu(recipe: Path, root: Path, tmp_path: Path) -> None:
+    config = load_config(recipe)
+    train(config, root, tmp_path / "cpu", resume=False, show=quiet)
+    with join_world("cuda") as world:
+        train(config, root, tmp_path / "gpu", resume=False, show=quiet, world=world)
+        assert train(config, root, tmp_path / "gpu", resume=True, show=quiet, world=world) is not None
+    for ours, theirs in zip(rows(tmp_path / "gpu"), rows(tmp_path / "cpu"), strict=True):
+        assert ours["bits_per_byte"] == pytest.approx(theirs["bits_per_byte"], abs=0.02)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError, match="PyTorch finds no GPU here"), join_world("cuda"):

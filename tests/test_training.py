@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from bltcli.checkpoint.names import expected_shapes
 from bltcli.config import ModelConfig
-from bltcli.errors import UsageError
+from bltcli.errors import ModelError, UsageError
 from bltcli.nn import Blt
 from bltcli.train.config import OptimiserConfig, PhaseConfig, load_config
 from bltcli.train.data import Corpus, held_out, pack, translation
@@ -259,6 +259,21 @@ def test_both_losses_fall_on_a_toy_text(recipe: Path, root: Path, tmp_path: Path
         Trainer(model, parts, objective, corpus, phase, config.optimiser, tmp_path / "s.pt").run(records.append)
         assert records[0]["bits_per_byte"] > 7
         assert records[-1]["bits_per_byte"] < 3.5
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_does_harm(
+    recipe: Path, root: Path, tmp_path: Path
+) -> None:
+    config = load_config(recipe)
+    model = tiny_model(recipe)
+    torch.nn.init.constant_(model.patcher.lm_head.weight, float("nan"))
+    corpus = Corpus(config.data, root, "train")
+    trainer = Trainer(
+        model, [model.patcher], PatcherObjective(), corpus, config.patcher, config.optimiser, tmp_path / "s.pt"
+    )
+    with pytest.raises(ModelError, match="gradient of step 1 is not finite"):
+        trainer.run(lambda record: None)
+    assert not (tmp_path / "s.pt").exists()
 
 
 # checkpoint

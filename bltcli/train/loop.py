@@ -148,7 +148,8 @@ class Trainer:
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad /= figures.bytes
-        nn.utils.clip_grad_norm_(self.parameters, self.config.clip, error_if_nonfinite=True)
+        if not nn.utils.clip_grad_norm_(self.parameters, self.config.clip).isfinite():
+            raise ModelError(f"the gradient of step {self.step + 1} is not finite; lower learning_rate and --resume")
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
