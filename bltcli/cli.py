@@ -22,6 +22,7 @@ EXTRAS = {"onnxruntime": "cpu", "torch": "torch", "huggingface_hub": "hub", "sac
 #: Verb -> the line that `bltcli --help` shows, so that listing the verbs imports none of them.
 VERBS = {
     "generate": "Continue a prompt, byte by byte or many bytes per pass.",
+    "replay": "Watch a generation that was traced.",
     "patches": "Show how the model splits a text into patches.",
     "export": "Export a checkpoint to ONNX graphs (a bundle).",
     "convert": "Rewrite a checkpoint of Meta or Hugging Face in bltcli's own format.",

@@ -122,7 +122,7 @@ def test_a_link_is_followed_and_a_device_written_in_place(tmp_path: Path) -> Non
 @pytest.mark.parametrize("target", ["-", ".", "no/such/folder/stats.json", "pyproject.toml/stats.json"])
 def test_statistics_files_that_cannot_be_written_are_refused_early(target: str) -> None:
     with pytest.raises(UsageError, match="--stats-json"):
-        streams.check_writable(target)
+        streams.check_writable(target, "--stats-json")
 
 
 def _process(code: str, **options: object) -> subprocess.CompletedProcess[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
@@ -25,9 +25,11 @@ from bltcli.errors import UsageError
 if TYPE_CHECKING:
     from bltcli.bundle import Bundle
     from bltcli.decoding import MethodOptions
-    from bltcli.decoding.driver import Chunk
+    from bltcli.decoding.driver import Chunk, CountedModel
+    from bltcli.pipeline import Pipeline
     from bltcli.sampling import Sampler
     from bltcli.stats import DecodeStats
+    from bltcli.trace import Emit, Event
 
 UTF8: Final = ("raw", "replace", "strict")
 EXAMPLE: Final = "printf 'Once upon a time' | bltcli generate"
@@ -53,6 +55,8 @@ class Options:
     utf8: streams.Utf8 | None
     stats: bool
     stats_json: str | None
+    visual: bool
+    trace: str | None
     progress: bool | None
 
 
@@ -95,6 +99,11 @@ Examples:
                       "whole characters, exit 1 at invalid bytes.  [default: replace on a terminal, else raw]"),
     click.option("--stats", is_flag=True, help="Say on stderr what the generation took."),
     click.option("--stats-json", metavar="FILE", default=None, help="Write the same as one JSON object."),
+    click.option("--visual", is_flag=True,
+                 help="Watch on the terminal how bytes are drafted, denoised, verified and kept; slowed down, and the "
+                      "text is written at the end."),
+    click.option("--trace", metavar="FILE", default=None,
+                 help="Record the same, one JSON object per line; bltcli replay shows it."),
     click.option("--progress/--no-progress", default=None,
                  help="Show progress on stderr.  [default: if stderr is a terminal and stdout is not]"),
     settings.verbosity_options,
@@ -111,37 +120,91 @@ def run(o: Options) -> None:
 
     stop = Stop(max_bytes=min(o.max_bytes, MOST_BYTES), strings=tuple(map(streams.unescape, o.stop)))
     if o.stats_json is not None:
-        streams.check_writable(o.stats_json)
+        streams.check_writable(o.stats_json, "--stats-json")
+    if o.trace is not None:
+        streams.check_writable(o.trace, "--trace")
+    if o.visual and not streams.is_terminal(sys.stderr):
+        raise UsageError("--visual draws on stderr, which is no terminal; use --trace FILE and bltcli replay")
+    if o.visual and (o.stats or o.stats_json is not None):
+        raise UsageError("--visual slows the generation down, so that its statistics say nothing; leave one out")
     prompt = streams.read_input(o.prompt, o.prompt_file, example=EXAMPLE)
 
     # model
     from bltcli.bundle import open_bundle
     from bltcli.decoding.driver import generate
+    from bltcli.decoding.setting import format_setting
     from bltcli.models import resolve_bundle
     from bltcli.pipeline import open_model
 
     bundle = open_bundle(resolve_bundle(o.model, o.precision, render.notice))
-    model = open_model(bundle, engine=o.engine, rows=1, threads=o.threads, exact=o.exact)
-    method = o.method.make(model)
-    name = o.method.method
-    render.detail(f"{bundle.path} ({bundle.precision}) on {model.engine_name}, {name}, {len(prompt)} prompt bytes")
+    pipeline = open_model(bundle, engine=o.engine, rows=1, threads=o.threads, exact=o.exact)
+    engine, name = pipeline.engine_name, o.method.method
+    render.detail(f"{bundle.path} ({bundle.precision}) on {engine}, {name}, {len(prompt)} prompt bytes")
 
     # generation
     stats = DecodeStats()
-    chunks = generate(model, method, [prompt], sampler=o.sampler, stop=stop, stats=stats)
-    reason: str | None = None
-    try:
-        with closing(cast("Generator[Chunk]", chunks)):  # its clocks stop when it is closed
-            reason = write(chunks, o, echo=prompt if o.echo else b"")
-    except UsageError:
-        raise  # the prompt was refused, there is nothing to report
-    except BaseException:
-        report(o, bundle, model.engine_name, stats, None)
-        raise
-    report(o, bundle, model.engine_name, stats, reason)
+    with watched(o, pipeline, stats, prompt) as (model, watchers):
+        chunks = generate(model, o.method.make(model), [prompt], sampler=o.sampler, stop=stop, stats=stats)
+        if o.visual:
+            chunks = drawn_first(chunks, watchers, prompt)
+        reason: str | None = None
+        try:
+            with closing(cast("Generator[Chunk]", chunks)):  # its clocks stop when it is closed
+                reason = write(chunks, o, echo=prompt if o.echo else b"")
+        except UsageError:
+            raise  # the prompt was refused, there is nothing to report
+        except BaseException:
+            report(o, bundle, engine, stats, None)
+            raise
+    report(o, bundle, engine, stats, reason)
     if reason == "context":
         patches = bundle.config.global_model.max_positions
         render.notice(f"stopped at the end of the model's context ({bundle.config.max_bytes} bytes, {patches} patches)")
+
+
+@contextmanager
+def watched(
+    o: Options, pipeline: Pipeline, stats: DecodeStats, prompt: bytes
+) -> Iterator[tuple[CountedModel, list[Emit]]]:
+    """The model, and who is told what it does after the prompt: the file of --trace, and whom else the caller adds."""
+    if not o.visual and o.trace is None:
+        yield pipeline, []
+        return
+    from bltcli.trace import TracingModel, begin, to_line
+    from bltcli.vocab import encode
+
+    watchers: list[Emit] = []
+
+    def emit(event: Event) -> None:
+        if pipeline.work is stats.decode:
+            for watcher in watchers:
+                watcher(event)
+
+    with ExitStack() as stack:
+        if o.trace is not None:
+            file = stack.enter_context(open(o.trace, "w", encoding="utf-8"))
+            file.write(to_line(begin(method=o.method.method, prompt=encode(prompt).tolist())))
+            watchers.append(lambda event: file.write(to_line(event)))
+        yield TracingModel(pipeline, emit), watchers
+
+
+def drawn_first(chunks: Iterator[Chunk], watchers: list[Emit], prompt: bytes) -> Iterator[Chunk]:
+    """Draw the whole generation on the terminal, then hand the chunks out; also what an interrupt left."""
+    from bltcli.visual import screen
+    from bltcli.vocab import encode
+
+    held: list[Chunk] = []
+    stopped: KeyboardInterrupt | None = None
+    with screen(encode(prompt).tolist()) as draw:
+        watchers.append(draw)
+        try:
+            for chunk in chunks:
+                held.append(chunk)
+        except KeyboardInterrupt as interrupt:
+            stopped = interrupt
+    yield from held
+    if stopped is not None:
+        raise stopped
 
 
 def write(chunks: Iterator[Chunk], o: Options, *, echo: bytes) -> str | None:
@@ -168,8 +231,10 @@ def write(chunks: Iterator[Chunk], o: Options, *, echo: bytes) -> str | None:
     return reason
 
 
-def report(o: Options, bundle: Bundle, engine: str, stats: DecodeStats, reason: str | None) -> None:
-    """--stats and --stats-json."""
+def report(
+    o: Options, bundle: Bundle, engine: str, used: MethodOptions, stats: DecodeStats, reason: str | None
+) -> None:
+    """--stats and --stats-json; `used` is what --method auto stands for."""
     if not o.stats and o.stats_json is None:
         return
     from bltcli.bandwidth import paper_gb
@@ -180,7 +245,8 @@ def report(o: Options, bundle: Bundle, engine: str, stats: DecodeStats, reason: 
         "peak_rss_bytes": render.peak_rss_bytes(),
         "engine": engine,
         "precision": bundle.precision,
-        **o.method.settings(bundle.config.block_size),
+        **used.settings(bundle.config.block_size),
+        "method": o.method.method,
         "seed": o.sampler.seed,
         "bundle_sha256": bundle.sha256,
         "finish_reason": reason,
