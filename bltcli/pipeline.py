@@ -13,6 +13,7 @@ import numpy as np
 
 from bltcli.bundle import Bundle
 from bltcli.config import ModelConfig
+from bltcli.decoding import MethodOptions
 from bltcli.decoding.denoise import Unmask
 from bltcli.decoding.driver import run_whole
 from bltcli.decoding.protocol import Choose
@@ -47,7 +48,7 @@ class Pipeline(Texts):
     ) -> None:
         """`exact` keeps every call to a number of rows that makes values independent of the call; without it single
         rows run unpadded: faster, and no promise that speculation equals plain decoding to the last bit."""
-        self.engine_name, self.tables = runtime.name, tables
+        self.engine_name, self.tables, self.bundle_sha256 = runtime.name, tables, ""
         self.row_multiple = runtime.row_multiple if exact else 1
         self.prefill_rows = PREFILL_ROWS
         self.work = Work()
@@ -59,6 +60,14 @@ class Pipeline(Texts):
     @property
     def block_size(self) -> int:
         return self.config.block_size
+
+    @property
+    def tuned(self) -> MethodOptions | None:
+        """What `bltcli tune` found for this bundle and engine on this machine."""
+        from bltcli.bench.profiles import find_profile
+
+        profile = find_profile(self.bundle_sha256, self.engine_name)
+        return None if profile is None else profile.options()
 
     def extend(self, ids: Sequence[IdArray]) -> FloatArray:
         return self._decode(self._absorb(ids, peek=False))
@@ -253,7 +262,9 @@ def open_model(
         runtime, engines = open_torch(bundle.config, bundle.specs, bundle.graph_paths, threads)
     else:
         raise UsageError(f"--engine is {engine}; use auto, ort-cpu or torch")
-    return Pipeline(bundle.config, runtime, engines, bundle.tables(), rows=rows, exact=exact)
+    model = Pipeline(bundle.config, runtime, engines, bundle.tables(), rows=rows, exact=exact)
+    model.bundle_sha256 = bundle.sha256
+    return model
 
 
 def patch_text(bundle: Bundle, data: bytes, *, engine: str = "auto") -> list[tuple[bytes, list[float]]]:

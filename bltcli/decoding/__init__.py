@@ -17,9 +17,9 @@ from bltcli.decoding.protocol import ByteModel, DecodingMethod
 from bltcli.decoding.self_speculation import SelfSpeculation
 from bltcli.errors import ModelError, UsageError
 
-#: Every method by its name on the command line; "auto" is the first that pays.
+#: Every method by its name on the command line; "auto" is what pays (`MethodOptions.resolved`).
 METHODS: Final = ("ar", "blt-s", "blt-d", "blt-dv", "blt-h", "auto")
-#: Methods whose text is that of `ar`, byte for byte.
+#: Methods whose text is that of `ar`, byte for byte; "auto" unless it was tuned under a bound of quality.
 EXACT_METHODS: Final = ("ar", "blt-s", "blt-dv", "auto")
 MAX_DRAFT_BYTES: Final = 64
 _BLOCK_METHODS: Final = ("blt-d", "blt-dv", "blt-h")
@@ -85,14 +85,22 @@ class MethodOptions:
             "ngram_draft": self.ngram_draft or self.method == "auto",
         }
 
+    def resolved(self, model: ByteModel) -> MethodOptions:
+        """These options, or what "auto" stands for: what `bltcli tune` found for this model, engine and machine, else
+        blt-s with an adaptive draft length and n-gram drafts."""
+        if self.method != "auto":
+            return self
+        tuned: MethodOptions | None = getattr(model, "tuned", None)
+        return tuned or MethodOptions(method="blt-s", draft_bytes="auto", ngram_draft=True)
+
     def make(self, model: ByteModel) -> DecodingMethod:
         """The method over `model`. UsageError for a block larger than was trained; ModelError when the model was not
         trained on blocks at all."""
+        if self.method == "auto":
+            return self.resolved(model).make(model)
         copies = Copies() if self.ngram_draft else None
         if self.method == "ar":
             return Autoregressive(model, Drafting(FixedLength(0), copies))
-        if self.method == "auto":
-            return SelfSpeculation(model, Drafting(AdaptiveLength(), Copies()))
         if self.method == "blt-s":
             length = AdaptiveLength() if self.draft_bytes == "auto" else FixedLength(self.draft_bytes)
             return SelfSpeculation(model, Drafting(length, copies))

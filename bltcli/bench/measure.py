@@ -1,0 +1,177 @@
+"""Settings in turns on the same prompts: round-robin, so that what a machine does meanwhile meets all alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Protocol
+
+from bltcli.bench.settings import Setting
+from bltcli.bundle import Bundle
+from bltcli.decoding.driver import generate_texts
+from bltcli.decoding.stop import Stop
+from bltcli.graphs import GraphSpec
+from bltcli.pipeline import Pipeline, open_model
+from bltcli.sampling import Sampler
+from bltcli.stats import DecodeStats, Work
+from bltcli_engines.protocol import Arrays, Buffer, Engine
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every setting does: continue these prompts, one after another."""
+
+    prompts: tuple[bytes, ...]
+    sampler: Sampler = field(default_factory=Sampler)
+    stop: Stop = field(default_factory=Stop)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One setting's run over all prompts."""
+
+    texts: list[bytes]
+    seconds: float  # prompts included
+    stats: DecodeStats | None = None  # summed over the prompts; None for a program that does not count
+    graph_s: Mapping[str, float] = field(default_factory=dict)  # in the engines, prompts included
+
+    @property
+    def new_bytes(self) -> int:
+        return sum(map(len, self.texts))
+
+
+class Contender(Protocol):
+    """Something that continues the prompts of a task."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self) -> Turn: ...
+
+
+class TimedEngine:
+    """An engine and the seconds spent in it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.seconds = engine, 0.0
+
+    @property
+    def spec(self) -> GraphSpec:
+        return self.engine.spec
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.engine.weight_bytes
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.engine.kv_bytes
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> None:
+        self.engine.bind(buffers)
+
+    def run(self, feeds: Arrays) -> Arrays:
+        began = perf_counter()
+        try:
+            return self.engine.run(feeds)
+        finally:
+            self.seconds += perf_counter() - began
+
+
+class Ours:
+    """One setting over a pipeline."""
+
+    def __init__(self, setting: Setting, bundle: Bundle, model: Pipeline, task: Task) -> None:
+        """ModelError or UsageError where the model cannot run this method."""
+        self.setting, self.bundle, self.model, self.task = setting, bundle, model, task
+        self.options = setting.options.resolved(model)
+        self._timers = _timers(model)
+        setting.options.make(model)
+
+    @property
+    def name(self) -> str:
+        return self.setting.name
+
+    def run(self) -> Turn:
+        for timer in self._timers.values():
+            timer.seconds = 0.0
+        texts, parts = [], []
+        for prompt in self.task.prompts:
+            method = self.options.make(self.model)  # what it has learnt of one text is not kept for the next
+            found, stats = generate_texts(self.model, method, [prompt], sampler=self.task.sampler, stop=self.task.stop)
+            texts += found
+            parts.append(stats)
+        seconds = {name: timer.seconds for name, timer in self._timers.items()}
+        return Turn(texts, sum(stats.wall_s for stats in parts), added(parts), seconds)
+
+
+def open_contenders(
+    settings: Sequence[Setting], bundle_of: Callable[[str | None], Bundle], task: Task, *, engine: str, threads: int
+) -> list[Ours]:
+    """One contender per setting. Settings with the same engine, precision and padding share a pipeline: the same
+    weights in memory, and buffers as large as any of them needs."""
+    models: dict[tuple[str, str | None, bool], Pipeline] = {}
+    bundles: dict[str | None, Bundle] = {}
+    contenders = []
+    for setting in settings:
+        key = (setting.engine or engine, setting.precision, setting.exact)
+        if setting.precision not in bundles:
+            bundles[setting.precision] = bundle_of(setting.precision)
+        bundle = bundles[setting.precision]
+        if key not in models:
+            models[key] = open_model(bundle, engine=key[0], threads=threads, exact=setting.exact)
+        contenders.append(Ours(setting, bundle, models[key], task))
+    return contenders
+
+
+def take_turns(
+    contenders: Sequence[Contender],
+    repeats: int,
+    between: Callable[[], object] = lambda: None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[list[Turn]]:
+    """Run every contender once to warm up, then `repeats` times in turns, each round beginning with another one.
+    `between` runs once per round. Returns the turns per contender, in the order of rounds, warm-up left out."""
+    turns: list[list[Turn]] = [[] for _ in contenders]
+    done = 0
+    for number in range(repeats + 1):
+        if number:
+            between()
+        for place in range(len(contenders)):
+            index = (place + number) % len(contenders)
+            turn = contenders[index].run()
+            if number:
+                turns[index].append(turn)
+            done += 1
+            advance(done)
+    return turns
+
+
+def added(parts: Sequence[DecodeStats]) -> DecodeStats:
+    """Statistics of several generations as those of one: everything is a sum, seconds too."""
+    total = DecodeStats()
+    for entry in dataclasses.fields(DecodeStats):
+        values = [getattr(part, entry.name) for part in parts]
+        if entry.type == "Work":
+            setattr(total, entry.name, _added_work(values))
+        else:
+            setattr(total, entry.name, sum(values, start=type(getattr(total, entry.name))()))
+    return total
+
+
+def _added_work(parts: Sequence[Work]) -> Work:
+    nfe = sum((part.nfe for part in parts), start=Counter[str]())
+    return Work(nfe, sum(part.weight_bytes for part in parts), sum(part.kv_bytes for part in parts))
+
+
+def _timers(model: Pipeline) -> dict[str, TimedEngine]:
+    """A clock inside each counting engine of the model, put there at the first call."""
+    timers = {}
+    for name, counting in model.engines.items():
+        if not isinstance(counting.engine, TimedEngine):
+            counting.engine = TimedEngine(counting.engine)
+        timers[str(name)] = counting.engine
+    return timers
