@@ -73,7 +73,8 @@ def tiny_checkpoint(folder: Path, form: str, **options: Any) -> Checkpoint:
     """A tiny model written to `folder` in this project's own form."""
     model = tiny_model(form, **options)
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    write_checkpoint(folder, model.config, weights, licence={}, metadata={})
+    metadata = {"prompt_format": {"translation": "en>fr or fr>en on a line, the text on the next; untrained"}}
+    write_checkpoint(folder, model.config, weights, licence={}, metadata=metadata)
     return open_checkpoint(folder)
 
 

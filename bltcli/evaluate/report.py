@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from bltcli import render
@@ -17,6 +17,7 @@ from bltcli.paper import PaperRow, paper_rows
 
 FORMATS: Final = ("table", "md", "csv", "json")
 _NFE: Final = {"decoder NFE": "decoder", "encoder NFE": "encoder", "global NFE": "global"}
+_DIGITS: Final = {"BLEU": 2, "GB": 2, "TTR": 3, "± TTR": 3, "bytes/patch": 2}  # others: 1
 _PAPER_NAMES: Final = {"ar": "BLT", "blt-s": "BLT-S", "blt-d": "BLT-D", "blt-dv": "BLT-DV"}
 
 
@@ -40,12 +41,12 @@ class Report:
 
 
 def with_decreases(rows: Sequence[Row]) -> list[Row]:
-    """The rows with what each reads less than the first plain `ar` among them; as they are where there is none."""
-    base = next((row.summary.gigabytes for row in rows if row.setting.split()[0] == "ar"), 0.0)
-    if not base:
+    """The rows with what each reads less than the first `ar` among them; as they are where there is none."""
+    base = next((row for row in rows if row.setting.split()[0] == "ar"), None)
+    if base is None or not base.summary.gigabytes:
         return list(rows)
-    less = [100 * (1 - row.summary.gigabytes / base) if row.setting != "ar" else None for row in rows]
-    return [Row(**{**vars(row), "decrease": d}) for row, d in zip(rows, less, strict=True)]
+    read = base.summary.gigabytes
+    return [row if row is base else replace(row, decrease=100 * (1 - row.summary.gigabytes / read)) for row in rows]
 
 
 def paper_row(size: str, task: str, options: MethodOptions, trained_block: int) -> PaperRow | None:
@@ -93,12 +94,16 @@ def notes_on(settings: Sequence[Setting], records: Mapping[str, Sequence[Record]
         if cut:
             notes.append(f"{setting.name}: {cut} of {len(found)} texts were cut off at {setting.stop.max_bytes} bytes "
                          "or the context's end.")  # fmt: skip
+    return [*notes, passes_note(rows)]
+
+
+def passes_note(rows: int) -> str:
     if rows == 1:
-        notes.append("Passes and GB (the paper's formula) are averages per text, without the prompt.")
-    else:
-        notes.append(f"Passes and GB are averages per call of up to {rows} texts, without the prompt; the paper's are "
-                     "per text: use --rows 1 to compare.")  # fmt: skip
-    return notes
+        return "Passes and GB (the paper's formula) are averages per text, without the prompt."
+    return (
+        f"Passes and GB are averages per call of up to {rows} texts, without the prompt; the paper's are per text: "
+        "use --rows 1 to compare."
+    )
 
 
 def rendered(report: Report, format_: str) -> bytes:
@@ -144,8 +149,9 @@ def _shown(column: str, value: float | str | None) -> str:
         return ""
     if isinstance(value, str):
         return value
-    digits = {"GB": 4 if value < 10 else 2, "TTR": 3}.get(column, 2 if column in ("BLEU", "bytes/patch") else 1)
-    return f"{value:.{digits}f}"
+    if column == "GB" and value < 10:
+        return f"{value:.4f}"
+    return f"{value:.{_DIGITS.get(column, 1)}f}"
 
 
 def _table(report: Report) -> bytes:

@@ -26,7 +26,9 @@ class EvalGroup(LazyGroup):
     no_args_is_help=True,
     epilog="""\b
 Examples:
-  bltcli eval --help""",
+  printf 'Bonjour.\\n' > in.fr; printf 'Hello.\\n' > in.en
+  bltcli eval mt --source in.fr --reference in.en --direction 'fr>en' --tokenize 13a -n 40
+  bltcli eval diversity --run ar --samples 2 -n 60 --top-p 0.9""",
 )
 def command() -> None:
     """Score a model on a task, under one or several decoding methods."""
