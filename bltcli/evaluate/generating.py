@@ -25,9 +25,10 @@ from bltcli.stats import DecodeStats
 #: Texts are sorted by length within so many calls' worth of them: texts of one call then end at about the same time.
 WINDOW_CALLS: Final = 4
 CLOCKS: Final = ("wall_s", "prefill_s", "ttfb_s", "bytes_per_s")
-#: What a call's statistics keep: counts that add up.
+#: What a call's statistics keep: counts that add up. Not the bytes of caches: those are as large as earlier calls made
+#: them, and records must depend on their own call alone.
 COUNTS: Final = ("prompt_bytes", "new_bytes", "rounds", "drafted", "accepted", "patches", "nfe", "prefill_nfe",
-                 "weight_bytes_read", "kv_bytes_read")  # fmt: skip
+                 "weight_bytes_read")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,12 @@ class Generator:
         how = {"engine": self._engine[0], "exact": self._how["exact"], "rows": self.rows}
         return {"bundle_sha256": self.bundle.sha256, **how}
 
+    def stood_for(self, options: MethodOptions) -> dict[str, str]:
+        """What "auto" stands for here; nothing for other methods."""
+        if options.method != "auto":
+            return {}
+        return {"auto": full_name(options.resolved(self.model(self.rows)), self.bundle.config.block_size)}
+
     def groups(self, count: int) -> list[range]:
         """The groups of `count` texts that are to be continued together, as `continue_texts` takes them."""
         size = 1 if self.rows == 1 else self.rows * WINDOW_CALLS
@@ -173,6 +180,7 @@ def run_settings(
     bundle cannot run, before any is run."""
     for setting in settings:
         setting.options.make(generator.model(generator.rows))
+    autos = {setting.name: generator.stood_for(setting.options) for setting in settings}
     common = {"task": task.name, "input_sha256": digest([*task.prompts, json.dumps(list(task.facts)).encode()])}
     found: dict[str, list[Record]] = {}
     for setting in settings:
@@ -185,7 +193,7 @@ def run_settings(
         def done(count: int, before: int = before) -> None:
             advance(before + count)
 
-        header = {**common, **task.header, **setting.header(), **generator.header()}
+        header = {**common, **task.header, **setting.header(), **autos[setting.name], **generator.header()}
         path = None if folder is None else folder / f"{setting.name.replace(' ', '_')}.jsonl"
         found[setting.name] = collect(path, header, generator.groups(len(task.prompts)), make, done)
     return found

@@ -32,7 +32,7 @@ Examples:
     click.option("--samples", type=click.IntRange(min=1), default=16, show_default=True, metavar="N",
                  help="Texts per setting."),
     click.option("-n", "--max-bytes", type=int, default=1000, show_default=True, metavar="N", help="Bytes per text."),
-    click.option("--top-p", "top_ps", type=float, multiple=True, default=TOP_PS, show_default=True,
+    click.option("--top-p", type=float, multiple=True, default=TOP_PS, show_default=True,
                  help="Draw only from the likeliest bytes that hold this share of the probability. Repeatable."),
     click.option("--temperature", type=float, default=1.0, show_default=True, help="Higher draws more freely."),
     click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same bytes."),
@@ -48,7 +48,7 @@ def command(**values: Any) -> int:
 
     generator = take_generator(values).open()
     chosen = diversity.grid(
-        generator, values["runs"], values["top_ps"], sample_bytes=values["max_bytes"],
+        generator, values["run"], values["top_p"], sample_bytes=values["max_bytes"],
         temperature=values["temperature"], seed=values["seed"],
     )  # fmt: skip
     every = list(itertools.chain(*chosen))
@@ -57,4 +57,4 @@ def command(**values: Any) -> int:
         records = run_settings(generator, every, diversity.task_of(values["samples"]), folder, advance)
     broken = [unequal_settings(together, records) for together in chosen] if generator.promises_equality else []
     report = diversity.make_report(generator, chosen, records)
-    return finish(report, values["format_"], records, list(itertools.chain(*broken)))
+    return finish(report, values["format"], records, list(itertools.chain(*broken)))

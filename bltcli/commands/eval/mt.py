@@ -39,14 +39,14 @@ class Options:
     limit: int | None
     shots: int | None
     examples: tuple[str, str] | None
-    runs: tuple[MethodOptions, ...]
+    run: tuple[MethodOptions, ...]
     max_bytes: int
     sampler: Sampler
     generator: GeneratorOptions
     tokenize: str
     paper: str | None
     records: str | None
-    format_: str
+    format: str
     progress: bool | None
 
 
@@ -108,7 +108,7 @@ def run(o: Options) -> int:
     # translations
     generator = o.generator.open()
     translation.check_prompts(prompts, generator.bundle)
-    chosen = settings_of(o.runs, generator.bundle, o.sampler, stop)
+    chosen = settings_of(o.run, generator.bundle, o.sampler, stop)
     folder = None if o.records is None else Path(o.records)
     with render.progress(len(chosen) * len(pairs), o.progress, unit="texts") as advance:
         records = run_settings(generator, chosen, translation.task_of(prompts, pairs), folder, advance)
@@ -116,7 +116,7 @@ def run(o: Options) -> int:
     # report
     report = translation.make_report(generator, chosen, pairs, records, bleu, direction=o.direction, paper=o.paper)
     unequal = unequal_settings(chosen, records) if generator.promises_equality else []
-    return finish(report, o.format_, records, unequal)
+    return finish(report, o.format, records, unequal)
 
 
 def shots(o: Options) -> list[Pair] | None:

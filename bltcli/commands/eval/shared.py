@@ -44,7 +44,7 @@ class SettingText(click.ParamType["MethodOptions"]):
 def run_option(*default: str) -> Callable[[F], F]:
     """--run, repeatable; `default` is what is run without it."""
     return click.option(
-        "--run", "runs", multiple=True, type=SettingText(), metavar="SETTING", default=default,
+        "--run", multiple=True, type=SettingText(), metavar="SETTING", default=default,
         help=f"{RUN_HELP}  [default: {' and '.join(default)}]",
     )  # fmt: skip
 
@@ -62,7 +62,7 @@ report_options = options(
     click.option("--records", metavar="FOLDER", type=click.Path(), default=None,
                  help="Keep every record, in a JSONL file per setting. Run again with the same folder, an interrupted "
                       "evaluation goes on, and settings may be added."),
-    click.option("--format", "format_", type=click.Choice(FORMATS), default="table", show_default=True,
+    click.option("--format", type=click.Choice(FORMATS), default="table", show_default=True,
                  help="How to print the report."),
     click.option("--progress/--no-progress", default=None,
                  help="Show progress on stderr.  [default: if stderr is a terminal]"),
@@ -94,11 +94,11 @@ def take_generator(values: dict[str, Any]) -> GeneratorOptions:
     return GeneratorOptions(**{field.name: values.pop(field.name) for field in fields(GeneratorOptions)})
 
 
-def finish(report: Report, format_: str, records: Mapping[str, Sequence[Record]], unequal: Sequence[str]) -> int:
+def finish(report: Report, format: str, records: Mapping[str, Sequence[Record]], unequal: Sequence[str]) -> int:
     """Print the report; the exit code. `records` by setting; `unequal` are settings that broke a promise."""
     from bltcli.evaluate.report import rendered
 
-    streams.write_stdout(rendered(report, format_))
+    streams.write_stdout(rendered(report, format))
     errors = [(name, record) for name, found in records.items() for record in found if "error" in record]
     if errors:
         name, first = errors[0]
