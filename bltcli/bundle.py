@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
-from bltcli.config import ModelConfig
+from bltcli.config import ModelConfig, PatcherConfig
 from bltcli.embeddings import Tables
 from bltcli.errors import ModelError
 from bltcli.graphs import GRAPHS, GraphName, GraphSpec, Precision, TensorSpec, graph_specs
@@ -121,6 +121,13 @@ def _read(path: Path, raw: bytes, manifest: dict[str, Any]) -> Bundle:
     config = ModelConfig.from_dict(manifest["model"])
     bundle = Bundle(path, manifest, hashlib.sha256(raw).hexdigest(), config, cast(Precision, precision))
     files = manifest["files"]
+    for field, made_with in manifest.get("patches", {}).items():
+        if patches_entry(config.patcher)[field] != made_with:
+            found = patches_entry(config.patcher)[field]
+            raise ModelError(
+                f"{path / MANIFEST}: {field} of the entropy model is {found}, the bundle was made with {made_with}; "
+                "export again"
+            )
     for name, spec in bundle.specs.items():
         for side, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
             if manifest["graphs"][name][side] != [tensor_entry(t) for t in tensors]:
@@ -132,6 +139,12 @@ def _read(path: Path, raw: bytes, manifest: dict[str, Any]) -> Bundle:
     if unlisted:
         raise ModelError(f"{path / MANIFEST}: no size and hash for {unlisted[0]}; export again")
     return bundle
+
+
+def patches_entry(config: PatcherConfig) -> dict[str, Any]:
+    """The rule that cuts patches. It stands in the manifest twice, so that neither is changed without the other: the
+    rest of the model knows only patches that were made with it."""
+    return {"threshold_nats": config.threshold_nats, "max_patch_length": config.max_patch_length}
 
 
 def tensor_entry(tensor: TensorSpec) -> dict[str, Any]:

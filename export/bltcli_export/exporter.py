@@ -24,10 +24,12 @@ from bltcli.bundle import (
     TABLES,
     is_bundle,
     open_bundle,
+    patches_entry,
     sha256_of,
     tensor_entry,
 )
 from bltcli.checkpoint import Checkpoint, Weight
+from bltcli.checkpoint.identity import check_patcher
 from bltcli.checkpoint.names import expected_shapes
 from bltcli.checkpoint.safetensors_map import Stream, write_safetensors
 from bltcli.checkpoint.weights import DTYPES
@@ -74,7 +76,9 @@ def export_checkpoint(
     notice: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Write a bundle to `out`, atomically. `check` holds every graph against the torch model, or against the golden
-    outputs that lie in the checkpoint; a difference beyond the tolerance raises ModelError and leaves nothing."""
+    outputs that lie in the checkpoint; a difference beyond the tolerance raises ModelError and leaves nothing. So does
+    an entropy model other than the one that the checkpoint says it was trained with."""
+    check_patcher(checkpoint)
     needed = sum(row.bytes for row in dry_run(checkpoint, precision))
     try:
         with atomic_folder(out, is_bundle) as folder:
@@ -188,6 +192,7 @@ def write_manifest(
         "opset": OPSET,
         "ir_version": IR_VERSION,
         "model": checkpoint.config.to_dict(),
+        "patches": patches_entry(checkpoint.config.patcher),
         "graphs": graphs,
         "tables": {
             "file": TABLES,
