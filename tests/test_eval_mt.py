@@ -305,6 +305,7 @@ def test_shots_come_from_the_first_lines_and_end_at_a_line(tmp_path: Path, files
     examples = ["--shots", "2", "--examples", files[1], files[3]]
     done = here(*mt(*files, *examples, "--run", "ar", "--format", "json", "--records", str(tmp_path / "runs"), n=60))
     assert done.returncode == 0, done.stderr
+    assert "2 of the examples shown are lines of the test set" in one_line(done)
     header, *records = lines_of(tmp_path / "runs", "ar")
     assert (header["shots"], header["stop"]) == (2, ["\n"])
     assert all("\n" not in record["output"] for record in records)

@@ -74,7 +74,7 @@ class RecordFile:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        self._file = self.path.open("a+b")  # what is written goes to the end, wherever was read
         try:
             self._lock()
             self._read()
@@ -101,7 +101,6 @@ class RecordFile:
             self.whole_groups += 1
         del self.records[kept:]
         self._file.truncate(self._ends[kept])
-        self._file.seek(0, os.SEEK_END)
         return kept
 
     def append(self, records: Sequence[Record]) -> None:
@@ -127,12 +126,12 @@ class RecordFile:
 
     def _read(self) -> None:
         """Take what is there; a last line without its end was torn off by an interruption."""
+        self._file.seek(0)
         *lines, torn = self._file.read().split(b"\n")
         if not lines:
             if not self._head.startswith(torn):
                 raise UsageError(f"{self.path} holds no records of bltcli; name another file, or remove it")
-            self._file.seek(0)
-            self._file.truncate()
+            self._file.truncate(0)
             self._file.write(self._head)
             self._file.flush()
             self._ends = [len(self._head)]

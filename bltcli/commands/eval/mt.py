@@ -103,6 +103,9 @@ def run(o: Options) -> int:
     prompts = translation.Prompts(o.direction, shots(o))
     stop = Stop(max_bytes=o.max_bytes, strings=prompts.stop)
     pairs = translation.read_pairs(Path(o.source), Path(o.reference), o.limit)
+    told = len(set(prompts.shots or ()) & set(pairs))
+    if told:
+        render.notice(f"{told} of the examples shown are lines of the test set, so their scores mean nothing")
     bleu = open_bleu(o.tokenize, render.notice)
 
     # translations
