@@ -76,7 +76,7 @@ def accuracy(bundle: Bundle, text: bytes, block: int, way: str) -> tuple[float, 
 def bits_per_byte(bundle: Bundle, prompt: bytes, text: bytes) -> float:
     """Of `text` after `prompt` under the full model."""
     ids, bits, done = encode(prompt + text), 0.0, 0
-    for pieces, logits in run_whole(open_model(bundle), [ids]):
+    for pieces, logits in run_whole(open_model(bundle), {0: ids}):
         for offset in range(len(pieces[0])):
             position = done + offset
             if len(prompt) <= position < len(ids) - 1:

@@ -16,6 +16,7 @@ from bltcli.vocab import IdArray
 from bltcli_engines.protocol import Buffer
 
 STEP = 128  # capacities grow in these steps: engines compute over the whole buffer, so spare room costs time
+SPARE = 3  # times what is needed that a capacity may be before it shrinks
 SLIDE = 512  # contents move by multiples of this, which leaves every value bitwise unchanged
 
 
@@ -32,11 +33,11 @@ class KVCache:
         return self.buffers[0].capacity
 
     def reserve(self, ends: IdArray) -> None:
-        """Make room for positions below ends [b]."""
-        needed = int((ends - self.bases).max())
-        if needed > self.capacity:
+        """Make room for positions below ends [b]; give back what is far more than that, as after a long text."""
+        needed = -(-int((ends - self.bases).max()) // STEP) * STEP
+        if not needed <= self.capacity <= SPARE * needed:
             for buffer in self.buffers:
-                buffer.grow(-(-needed // STEP) * STEP)
+                buffer.resize(needed)
 
     def slide(self, row: int, first_needed: int) -> None:
         """Drop what lies before position `first_needed` of `row`, in whole steps of SLIDE."""
@@ -55,6 +56,13 @@ class KVCache:
         assert (lengths <= self.lengths).all(), "rewinding forward"
         assert (lengths >= np.minimum(self.bases, self.lengths)).all(), "rewinding behind the buffers"
         self.lengths[:] = lengths
+
+    def adopt(self, row: int, other: KVCache, source: int) -> None:
+        """Let `row` stand where row `source` of another cache stands."""
+        self.lengths[row], self.bases[row] = other.lengths[source], other.bases[source]
+        self.reserve(self.lengths)
+        for own, theirs in zip(self.buffers, other.buffers, strict=True):
+            own.adopt(row, theirs, source, int(other.lengths[source] - other.bases[source]))
 
     def clear(self, row: int) -> None:
         """Start `row` anew; what its slots hold is finite and masked until it is overwritten."""

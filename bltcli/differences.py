@@ -67,7 +67,7 @@ def explain(
     ids = encode(prompt + expected.text[:offset])
     model = open_model(bundle, engine=engine)
     entropies, logits = [], np.zeros(260, dtype=np.float32)
-    for pieces, values in run_whole(model, [ids]):
+    for pieces, values in run_whole(model, {0: ids}):
         entropies += model.engines["patcher"].outputs["entropy"][0, : len(pieces[0])].tolist()
         logits = values[0, len(pieces[0]) - 1].copy()
     known = min(expected.length, found.length, len(ids))

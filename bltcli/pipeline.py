@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,11 +56,19 @@ class Pipeline(Texts):
         self.engines: dict[GraphName, CountingEngine] = {
             name: CountingEngine(engine, lambda: self.work) for name, engine in engines.items()
         }
+        self._runtime = runtime
         super().__init__(config, rows, *bind_state(self.engines, runtime, rows))
 
     @property
     def block_size(self) -> int:
         return self.config.block_size
+
+    @cached_property
+    def nursery(self) -> Pipeline:
+        """One more text on the same weights, to run a prompt in while others are decoded; `adopt` takes it in."""
+        engines = {name: counted.engine.fork() for name, counted in self.engines.items()}
+        exact = self.row_multiple == self._runtime.row_multiple
+        return Pipeline(self.config, self._runtime, engines, self.tables, exact=exact)
 
     @property
     def tuned(self) -> MethodOptions | None:
@@ -277,7 +286,7 @@ def patch_text(bundle: Bundle, data: bytes, *, engine: str = "auto") -> list[tup
     if len(ids) > model.max_bytes:
         raise UsageError(f"the text has {len(data)} bytes, the model's context holds {model.max_bytes - 1}")
     expected: list[float] = [float("nan")]  # of BOS: nothing comes before it
-    for pieces, _ in run_whole(model, [ids]):
+    for pieces, _ in run_whole(model, {0: ids}):
         expected += model.engines["patcher"].outputs["entropy"][0, : len(pieces[0])].tolist()
     return [
         (data[start - 1 : end - 1], expected[start:end])

@@ -82,6 +82,16 @@ class Texts:
         self.patch_cache.clear(row)
         self.encoded[row] = self.decoded[row] = self.peeked[row] = 0
 
+    def adopt(self, row: int, other: Texts, source: int) -> None:
+        """Let text `row` be text `source` of another batch of the same model: a copy of its state."""
+        self.byte_cache.adopt(row, other.byte_cache, source)
+        self.patch_cache.adopt(row, other.patch_cache, source)
+        for own, theirs in (
+            (self._ids, other._ids), (self._closed, other._closed), (self._starts, other._starts),
+            (self.encoded, other.encoded), (self.decoded, other.decoded), (self.peeked, other.peeked),
+        ):  # fmt: skip
+            own[row] = theirs[source]
+
     def rewind(self, lengths: IdArray) -> None:
         self.byte_cache.rewind(lengths)
         closed = self._closed[self._row[:, 0], self._margin + np.maximum(lengths - 1, 0)]

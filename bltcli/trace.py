@@ -60,6 +60,13 @@ class TracingModel:
     def room(self) -> IdArray:
         return self.model.room
 
+    @property
+    def nursery(self) -> CountedModel:
+        return self.model.nursery
+
+    def adopt(self, row: int, other: Any, source: int) -> None:
+        self.model.adopt(row, other, source)
+
     def clear(self, row: int) -> None:
         self.model.clear(row)
 

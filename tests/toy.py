@@ -34,6 +34,7 @@ class ToyModel:
         self.texts: list[list[int]] = [[] for _ in range(rows)]
         self.undecoded = np.zeros(rows, dtype=np.int64)
         self.work = Work()
+        self._nursery: ToyModel | None = None
 
     @property
     def max_bytes(self) -> int:
@@ -54,6 +55,15 @@ class ToyModel:
     def clear(self, row: int) -> None:
         self.texts[row] = []
         self.undecoded[row] = 0
+
+    @property
+    def nursery(self) -> ToyModel:
+        if self._nursery is None:
+            self._nursery = ToyModel(self.law, self.guess, context=self.context)
+        return self._nursery
+
+    def adopt(self, row: int, other: ToyModel, source: int) -> None:
+        self.texts[row], self.undecoded[row] = list(other.texts[source]), other.undecoded[source]
 
     def rewind(self, lengths: IdArray) -> None:
         assert (lengths <= self.lengths).all()

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from bltcli.decoding.protocol import ByteModel, DecodingMethod
-from bltcli.decoding.rows import Rows
+from bltcli.decoding.rows import NOTHING, Rows
 from bltcli.decoding.stop import FinishReason, Output, Stop
 from bltcli.errors import UsageError
 from bltcli.sampling import FloatArray, Sampler
 from bltcli.stats import DecodeStats, Work
 from bltcli.vocab import IdArray, encode
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text to continue. `record` numbers it, for the noise of sampling too."""
+
+    record: int
+    prompt: bytes
+    stop: Stop
 
 
 @dataclass(frozen=True)
@@ -28,10 +37,19 @@ class Chunk:
 
 
 class CountedModel(ByteModel, Protocol):
-    """A byte model whose passes are charged to `work` (see the counting engine)."""
+    """A byte model whose passes are charged to `work` (see the counting engine), and whose rows texts may join."""
 
     prefill_rows: int  # most byte rows per text in one call
     work: Work
+
+    @property
+    def nursery(self) -> CountedModel:
+        """A model of one text on the same weights."""
+        ...
+
+    def adopt(self, row: int, other: Any, source: int) -> None:
+        """Take over text `source` of `other`, a nursery of this model, as text `row`."""
+        ...
 
 
 def generate(
@@ -44,27 +62,36 @@ def generate(
     stats: DecodeStats,
     records: Sequence[int] | None = None,
 ) -> Iterator[Chunk]:
-    """Continue `prompts`, one per row of the model, yielding bytes as they are certain.
+    """`serve` texts with one end in common; `records` number them (default 0, 1, ...)."""
+    numbers = range(len(prompts)) if records is None else records
+    requests = [Request(number, prompt, stop) for number, prompt in zip(numbers, prompts, strict=True)]
+    yield from serve(model, method, requests, sampler=sampler, stats=stats)
 
-    `records` number the texts for the noise of sampling (default 0, 1, ...). Counters and clocks go to `stats`, also
-    when the caller stops early. UsageError when a prompt leaves no room to generate.
+
+def serve(
+    model: CountedModel,
+    method: DecodingMethod,
+    requests: Iterable[Request],
+    *,
+    sampler: Sampler,
+    stats: DecodeStats,
+    refused: Callable[[Request, UsageError], None] | None = None,
+) -> Iterator[Chunk]:
+    """Continue texts, as many at a time as the model has rows; as one ends, the next request takes its row.
+
+    Requests are drawn only when there is a row for them. Counters and clocks go to `stats`, also when the caller stops
+    early. A prompt that leaves no room to generate goes to `refused`, or raises its UsageError.
     """
     began = perf_counter()
-    rows = Rows(model, sampler, stats, len(prompts))
-    outputs = [Output(stop) for _ in prompts]
-    numbers = list(range(len(prompts))) if records is None else list(records)
-    stats.prompt_bytes += sum(map(len, prompts))
+    rows = Rows(model, sampler, stats, len(model.lengths))
+    queue, outputs = iter(requests), dict[int, Output]()
     try:
-        model.work = stats.prefill
-        texts = [encode(prompt) for prompt in prompts]
-        for row, logits in enumerate(prefill(model, texts)):
-            rows.start(row, texts[row], record=numbers[row], logits=logits, wanted=stop.max_bytes)
-        stats.prefill_s = perf_counter() - began
-        model.work = stats.decode
         while True:
             room = model.room
             for row in np.flatnonzero(rows.active).tolist():
-                yield from _released(rows, outputs[row], row, numbers[row], began, full=room[row] < 1)
+                yield from _released(rows, outputs[row], row, began, full=room[row] < 1)
+            if _admit(model, rows, queue, outputs, refused):
+                continue  # its first byte may be its last
             if not rows.active.any():
                 return
             method.round(rows)
@@ -73,6 +100,34 @@ def generate(
         for row in np.flatnonzero(rows.active).tolist():
             rows.finish(row)
         stats.wall_s += perf_counter() - began
+
+
+def _admit(
+    model: CountedModel,
+    rows: Rows,
+    queue: Iterator[Request],
+    outputs: dict[int, Output],
+    refused: Callable[[Request, UsageError], None] | None,
+) -> bool:
+    """Start the next requests in the free rows; whether there were any."""
+    free = np.flatnonzero(~rows.active).tolist()
+    joining = dict(zip(free, queue, strict=False)) if free else {}
+    if not joining:
+        return False
+    stats, began = rows.stats, perf_counter()
+    texts = {row: encode(request.prompt) for row, request in joining.items()}
+    for row, found in prefill(model, texts, stats):
+        request = joining[row]
+        if isinstance(found, UsageError):
+            if refused is None:
+                raise found
+            refused(request, found)
+            continue
+        outputs[row] = Output(request.stop)
+        stats.prompt_bytes += len(request.prompt)
+        rows.start(row, texts[row], record=request.record, logits=found, wanted=request.stop.max_bytes)
+    stats.prefill_s += perf_counter() - began
+    return True
 
 
 def generate_texts(
@@ -94,7 +149,7 @@ def generate_texts(
     return list(texts.values()), stats
 
 
-def _released(rows: Rows, output: Output, row: int, record: int, began: float, *, full: bool) -> Iterator[Chunk]:
+def _released(rows: Rows, output: Output, row: int, began: float, *, full: bool) -> Iterator[Chunk]:
     """What is certain of one text after a round; closes the row at its end. `full`: its context has no room left."""
     data = output.add(rows.take(row))
     if output.reason is None and full:
@@ -106,35 +161,65 @@ def _released(rows: Rows, output: Output, row: int, record: int, began: float, *
         if data and not stats.ttfb_s:
             stats.ttfb_s = perf_counter() - began
         stats.new_bytes += len(data)
-        yield Chunk(record, data, output.reason)
+        yield Chunk(int(rows.records[row]), data, output.reason)
 
 
-def prefill(model: CountedModel, prompts: Sequence[IdArray]) -> list[FloatArray]:
-    """Run whole prompts (ids with BOS) from empty texts; the next-byte logits [260] of each prompt's last byte.
-    UsageError when a prompt leaves no room for another byte."""
-    for ids in prompts:
+def prefill(
+    model: CountedModel, texts: Mapping[int, IdArray], stats: DecodeStats
+) -> Iterator[tuple[int, FloatArray | UsageError]]:
+    """Run whole prompts (row -> ids with BOS) from empty texts: the next-byte logits [260] of each one's last byte, or
+    why it leaves no room for another. Few at a time go through the nursery, so that no other row is computed."""
+    fitting: dict[int, IdArray] = {}
+    for row, ids in texts.items():
         if len(ids) >= model.max_bytes:
-            raise UsageError(f"the prompt has {len(ids) - 1} bytes, the model's context holds {model.max_bytes - 2}")
-    last: list[FloatArray] = [np.empty(0, np.float32)] * len(prompts)
-    for pieces, logits in run_whole(model, prompts):
+            reason = f"the prompt has {len(ids) - 1} bytes, the model's context holds {model.max_bytes - 2}"
+            yield row, UsageError(reason)
+        else:
+            fitting[row] = ids
+    together = 2 * len(fitting) >= len(model.lengths)
+    for group in [fitting] if together and fitting else [{row: ids} for row, ids in fitting.items()]:
+        try:
+            if together:
+                model.work = stats.prefill
+                yield from _last_logits(model, group).items()
+            else:
+                (row,) = group
+                model.nursery.work = stats.prefill
+                last = _last_logits(model.nursery, {0: group[row]})[0]
+                model.adopt(row, model.nursery, 0)
+                yield row, last
+        except UsageError as error:  # its patches fill the context
+            if len(group) == 1:
+                yield next(iter(group)), error
+            else:
+                for row, ids in group.items():
+                    yield from prefill(model, {row: ids}, stats)
+        finally:
+            model.work = stats.decode
+
+
+def _last_logits(model: CountedModel, texts: Mapping[int, IdArray]) -> dict[int, FloatArray]:
+    last: dict[int, FloatArray] = {}
+    for pieces, logits in run_whole(model, texts):
         for row, piece in enumerate(pieces):
             if len(piece):
                 last[row] = logits[row, len(piece) - 1].copy()
     return last
 
 
-def run_whole(model: CountedModel, texts: Sequence[IdArray]) -> Iterator[tuple[list[IdArray], FloatArray]]:
-    """Run whole texts from empty ones in calls of at most `prefill_rows` byte rows, yielding each call's pieces and its
-    logits [b, q, 260]. The values do not depend on the split. UsageError where the context ends before a text does."""
-    for row in range(len(texts)):
+def run_whole(model: CountedModel, texts: Mapping[int, IdArray]) -> Iterator[tuple[list[IdArray], FloatArray]]:
+    """Run whole texts (row -> ids) from empty ones in calls of at most `prefill_rows` byte rows, yielding each call's
+    pieces by row and its logits [b, q, 260]. Other rows are left alone, and the values do not depend on the split.
+    UsageError where the context ends before a text does."""
+    for row in texts:
         model.clear(row)
     start = 0
-    while start < max(map(len, texts), default=0):
-        unfinished = [row for row, ids in enumerate(texts) if len(ids) > start]
+    while start < max(map(len, texts.values()), default=0):
+        unfinished = [row for row, ids in texts.items() if len(ids) > start]
         size = min(model.prefill_rows, *(int(model.room[row]) for row in unfinished))
         if size < 1:
             longest = max(len(texts[row]) for row in unfinished) - 1
             raise UsageError(f"the text has {longest} bytes, the model's context is full of patches after {start - 1}")
-        pieces = [ids[start : start + size] for ids in texts]
+        pieces = [texts[row][start : start + size] if row in texts else NOTHING for row in range(len(model.lengths))]
         yield pieces, model.extend(pieces)
         start += size

@@ -33,6 +33,9 @@ class CountingEngine:
         self.buffers = buffers
         self.engine.bind(buffers)
 
+    def fork(self) -> CountingEngine:
+        return CountingEngine(self.engine.fork(), self._ledger)
+
     def run(self, feeds: Arrays) -> Arrays:
         self._ledger().charge(self.spec.name, self.weight_bytes, self.kv_bytes)
         self.outputs = self.engine.run(feeds)

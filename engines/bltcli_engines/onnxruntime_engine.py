@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,15 +41,19 @@ class OrtBuffer:
     def nbytes(self) -> int:
         return self.array.nbytes
 
-    def grow(self, capacity: int) -> None:
-        old = self.array
+    def resize(self, capacity: int) -> None:
+        old, kept = self.array, min(capacity, self.capacity)
         new = np.zeros((*old.shape[:2], capacity, old.shape[3]), dtype=old.dtype)
-        new[:, :, : old.shape[2]] = old
+        new[:, :, :kept] = old[:, :, :kept]
         self._take(new)
 
     def shift(self, row: int, slots: int) -> None:
         kept = self.capacity - slots
         self.array[row, :, :kept] = self.array[row, :, slots:].copy()
+
+    def adopt(self, row: int, source: Buffer, source_row: int, slots: int) -> None:
+        assert isinstance(source, OrtBuffer)
+        self.array[row, :, :slots] = source.array[source_row, :, :slots]
 
     def numpy(self) -> NDArray[Any]:
         return self.array
@@ -76,9 +81,17 @@ class OrtEngine:
         except Exception as error:  # ONNX Runtime raises its own unrelated types
             raise ModelError(f"{path}: ONNX Runtime cannot load this graph: {_first_line(error)}") from error
         _check_io(path, self.session, spec)
+        self._unbind()
+
+    def _unbind(self) -> None:
         self._buffers: dict[str, OrtBuffer] = {}
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], _Binding] = OrderedDict()
         self._generation = 0
+
+    def fork(self) -> OrtEngine:
+        twin = copy.copy(self)
+        twin._unbind()
+        return twin
 
     def bind(self, buffers: Mapping[str, Buffer]) -> None:
         for name, buffer in buffers.items():

@@ -21,12 +21,16 @@ class Buffer(Protocol):
     @property
     def nbytes(self) -> int: ...
 
-    def grow(self, capacity: int) -> None:
-        """Make room for `capacity` slots, keeping what is there."""
+    def resize(self, capacity: int) -> None:
+        """Have `capacity` slots, keeping what is in those that stay."""
         ...
 
     def shift(self, row: int, slots: int) -> None:
         """Move the contents of one row down by `slots`: slot i takes what slot i + slots held."""
+        ...
+
+    def adopt(self, row: int, source: Buffer, source_row: int, slots: int) -> None:
+        """Take the first `slots` slots of a row of another buffer of the same kind."""
         ...
 
     def numpy(self) -> NDArray[Any]:
@@ -47,6 +51,10 @@ class Engine(Protocol):
 
     def bind(self, buffers: Mapping[str, Buffer]) -> None:
         """Take the buffers behind these inputs from now on; each past_* also receives the matching present_*."""
+        ...
+
+    def fork(self) -> Engine:
+        """The same graph on the same weights, bound to nothing yet."""
         ...
 
     def run(self, feeds: Arrays) -> Arrays:

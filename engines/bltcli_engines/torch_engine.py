@@ -36,14 +36,18 @@ class TorchBuffer:
     def nbytes(self) -> int:
         return self.tensor.nbytes
 
-    def grow(self, capacity: int) -> None:
+    def resize(self, capacity: int) -> None:
         b, heads, old, width = self.tensor.shape
-        new = self.tensor.new_zeros(b, heads, capacity, width)
-        new[:, :, :old] = self.tensor
+        new, kept = self.tensor.new_zeros(b, heads, capacity, width), min(old, capacity)
+        new[:, :, :kept] = self.tensor[:, :, :kept]
         self.tensor = new
 
     def shift(self, row: int, slots: int) -> None:
         self.tensor[row, :, : self.capacity - slots] = self.tensor[row, :, slots:].clone()
+
+    def adopt(self, row: int, source: Buffer, source_row: int, slots: int) -> None:
+        assert isinstance(source, TorchBuffer)
+        self.tensor[row, :, :slots] = source.tensor[source_row, :, :slots]
 
     def numpy(self) -> NDArray[Any]:
         return self.tensor.float().numpy()
@@ -69,6 +73,9 @@ class TorchEngine:
     @property
     def kv_bytes(self) -> int:
         return sum(b.nbytes for name, b in self._buffers.items() if name.startswith("past_key_values"))
+
+    def fork(self) -> TorchEngine:
+        return TorchEngine(self.spec, self.model)
 
     @torch.inference_mode()
     def run(self, feeds: Arrays) -> Arrays:

@@ -35,13 +35,18 @@ class TwinBuffer:
     def nbytes(self) -> int:
         return self.ort.nbytes
 
-    def grow(self, capacity: int) -> None:
-        self.ort.grow(capacity)
-        self.torch.grow(capacity)
+    def resize(self, capacity: int) -> None:
+        self.ort.resize(capacity)
+        self.torch.resize(capacity)
 
     def shift(self, row: int, slots: int) -> None:
         self.ort.shift(row, slots)
         self.torch.shift(row, slots)
+
+    def adopt(self, row: int, source: Buffer, source_row: int, slots: int) -> None:
+        assert isinstance(source, TwinBuffer)
+        self.ort.adopt(row, source.ort, source_row, slots)
+        self.torch.adopt(row, source.torch, source_row, slots)
 
     def numpy(self) -> NDArray[Any]:
         return self.torch.numpy()
@@ -59,7 +64,7 @@ class TwinEngine:
     """Runs both, compares outputs and state, hands out torch's."""
 
     def __init__(self, graph: Engine, model: Blt, parity: Comparison) -> None:
-        self.graph, self.parity = graph, parity
+        self.graph, self.model, self.parity = graph, model, parity
         self.reference = TorchEngine(graph.spec, model)
         self._buffers: dict[str, TwinBuffer] = {}
 
@@ -81,6 +86,9 @@ class TwinEngine:
             self._buffers[name] = buffer
         self.graph.bind({name: buffer.ort for name, buffer in self._buffers.items()})
         self.reference.bind({name: buffer.torch for name, buffer in self._buffers.items()})
+
+    def fork(self) -> TwinEngine:
+        return TwinEngine(self.graph.fork(), self.model, self.parity)
 
     def run(self, feeds: Arrays) -> Arrays:
         for buffer in self._buffers.values():
