@@ -113,27 +113,22 @@ class Generator:
             return {}
         return {"auto": full_name(options.resolved(self.model(self.rows)), self.bundle.config.block_size)}
 
-    def groups(self, count: int) -> list[range]:
-        """The groups of `count` texts that are to be continued together, as `continue_texts` takes them."""
-        size = 1 if self.rows == 1 else self.rows * WINDOW_CALLS
-        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+    def groups(self, prompts: Sequence[bytes]) -> list[list[int]]:
+        """Which prompts to continue in one call, by number: within a window those of like length."""
+        size, found = self.rows * WINDOW_CALLS, []
+        for start in range(0, len(prompts), size):
+            window = sorted(range(start, min(start + size, len(prompts))), key=lambda n: (len(prompts[n]), n))
+            groups = [sorted(window[first : first + self.rows]) for first in range(0, len(window), self.rows)]
+            found += sorted(groups, key=lambda group: (len(group) < self.rows, group))  # one that is short comes last
+        return found
 
     def continue_texts(self, setting: Setting, prompts: Sequence[bytes], records: Sequence[int]) -> list[Record]:
-        """A record per prompt, in order. `records` number the texts, also for the noise of sampling.
+        """A record per prompt of one group, in order. `records` number the texts, also for the noise of sampling.
 
         id, output (as UTF-8; `output_hex` has the bytes where they are none), finish_reason, new_bytes, `call` (id of
         the first text that shared the passes), `work` (what that call took) and `timing`. A prompt that is refused
-        gives id and `error`.
+        gives id and `error`, and the others go on each by itself.
         """
-        order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-        made: dict[int, Record] = {}
-        for start in range(0, len(order), self.rows):
-            chosen = order[start : start + self.rows]
-            for record in self._call(setting, [prompts[i] for i in chosen], [records[i] for i in chosen]):
-                made[record["id"]] = record
-        return [made[number] for number in records]
-
-    def _call(self, setting: Setting, prompts: list[bytes], records: list[int]) -> list[Record]:
         model, stats = self.model(len(prompts)), DecodeStats()
         method = setting.options.make(model)  # anew: what a method learns must not depend on the calls before
         outputs, reasons = dict.fromkeys(records, b""), dict.fromkeys(records, "")
@@ -145,7 +140,7 @@ class Generator:
         except UsageError as error:  # a prompt was refused: find out which
             if len(prompts) == 1:
                 return [{"id": records[0], "error": str(error)}]
-            return [r for p, n in zip(prompts, records, strict=True) for r in self._call(setting, [p], [n])]
+            return [r for p, n in zip(prompts, records, strict=True) for r in self.continue_texts(setting, [p], [n])]
         facts = stats.to_dict()
         shared = {
             "call": records[0],
@@ -175,11 +170,15 @@ def run_settings(
     folder: Path | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, list[Record]]:
-    """The records of a task under each setting, by its name; with `folder`, in a file per setting there, which a later
-    call goes on with. `advance` is told how many records there are. UsageError or ModelError for a setting that this
-    bundle cannot run, before any is run."""
+    """The records of a task under each setting, by its name and in order.
+
+    With `folder`, they are in a file per setting there, written call by call, which a later run goes on with. `advance`
+    is told how many records there are. UsageError or ModelError for a setting that this bundle cannot run, before any
+    is run.
+    """
     for setting in settings:
         setting.options.make(generator.model(generator.rows))
+    groups = generator.groups(task.prompts)
     autos = {setting.name: generator.stood_for(setting.options) for setting in settings}
     common = {"task": task.name, "input_sha256": digest([*task.prompts, json.dumps(list(task.facts)).encode()])}
     found: dict[str, list[Record]] = {}
@@ -187,15 +186,16 @@ def run_settings(
         before = len(found) * len(task.prompts)
 
         def make(numbers: Sequence[int], setting: Setting = setting) -> list[Record]:
-            made = generator.continue_texts(setting, [task.prompts[n] for n in numbers], numbers)
-            return [{"id": r["id"], **task.facts[r["id"]], **r} for r in made]
+            continued = generator.continue_texts(setting, [task.prompts[n] for n in numbers], numbers)
+            return [{"id": r["id"], **task.facts[r["id"]], **r} for r in continued]
 
         def done(count: int, before: int = before) -> None:
             advance(before + count)
 
         header = {**common, **task.header, **setting.header(), **autos[setting.name], **generator.header()}
         path = None if folder is None else folder / f"{setting.name.replace(' ', '_')}.jsonl"
-        found[setting.name] = collect(path, header, generator.groups(len(task.prompts)), make, done)
+        made = collect(path, header, groups, make, done)
+        found[setting.name] = sorted(made, key=lambda record: int(record["id"]))
     return found
 
 
