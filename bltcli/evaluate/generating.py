@@ -22,7 +22,8 @@ from bltcli.pipeline import Pipeline, open_model
 from bltcli.sampling import Sampler
 from bltcli.stats import DecodeStats
 
-#: Texts are sorted by length within so many calls' worth of them: texts of one call then end at about the same time.
+#: Texts are sorted by length within a window of so many calls' worth of them: texts of one call then end at about the
+#: same time. An interruption costs a window at most.
 WINDOW_CALLS: Final = 4
 CLOCKS: Final = ("wall_s", "prefill_s", "ttfb_s", "bytes_per_s")
 #: What a call's statistics keep: counts that add up. Not the bytes of caches: those are as large as earlier calls made
@@ -113,22 +114,28 @@ class Generator:
             return {}
         return {"auto": full_name(options.resolved(self.model(self.rows)), self.bundle.config.block_size)}
 
-    def groups(self, prompts: Sequence[bytes]) -> list[list[int]]:
-        """Which prompts to continue in one call, by number: within a window those of like length."""
-        size, found = self.rows * WINDOW_CALLS, []
-        for start in range(0, len(prompts), size):
-            window = sorted(range(start, min(start + size, len(prompts))), key=lambda n: (len(prompts[n]), n))
-            groups = [sorted(window[first : first + self.rows]) for first in range(0, len(window), self.rows)]
-            found += sorted(groups, key=lambda group: (len(group) < self.rows, group))  # one that is short comes last
-        return found
+    def groups(self, prompts: Sequence[bytes]) -> list[range]:
+        """The prompts of each window, by number: what `continue_texts` takes at a time."""
+        size = 1 if self.rows == 1 else self.rows * WINDOW_CALLS
+        return [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
 
     def continue_texts(self, setting: Setting, prompts: Sequence[bytes], records: Sequence[int]) -> list[Record]:
-        """A record per prompt of one group, in order. `records` number the texts, also for the noise of sampling.
+        """A record per prompt, in order; those of like length share a call. `records` number the texts, also for the
+        noise of sampling.
 
         id, output (as UTF-8; `output_hex` has the bytes where they are none), finish_reason, new_bytes, `call` (id of
         the first text that shared the passes), `work` (what that call took) and `timing`. A prompt that is refused
-        gives id and `error`, and the others go on each by itself.
+        gives id and `error`.
         """
+        order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+        made: dict[int, Record] = {}
+        for start in range(0, len(order), self.rows):
+            chosen = order[start : start + self.rows]
+            for record in self._call(setting, [prompts[i] for i in chosen], [records[i] for i in chosen]):
+                made[record["id"]] = record
+        return [made[number] for number in records]
+
+    def _call(self, setting: Setting, prompts: list[bytes], records: list[int]) -> list[Record]:
         model, stats = self.model(len(prompts)), DecodeStats()
         method = setting.options.make(model)  # anew: what a method learns must not depend on the calls before
         outputs, reasons = dict.fromkeys(records, b""), dict.fromkeys(records, "")
@@ -140,7 +147,7 @@ class Generator:
         except UsageError as error:  # a prompt was refused: find out which
             if len(prompts) == 1:
                 return [{"id": records[0], "error": str(error)}]
-            return [r for p, n in zip(prompts, records, strict=True) for r in self.continue_texts(setting, [p], [n])]
+            return [r for p, n in zip(prompts, records, strict=True) for r in self._call(setting, [p], [n])]
         facts = stats.to_dict()
         shared = {
             "call": records[0],
@@ -172,8 +179,8 @@ def run_settings(
 ) -> dict[str, list[Record]]:
     """The records of a task under each setting, by its name and in order.
 
-    With `folder`, they are in a file per setting there, written call by call, which a later run goes on with. `advance`
-    is told how many records there are. UsageError or ModelError for a setting that this bundle cannot run, before any
+    With `folder`, they are in a file per setting there, written window by window, which a later run goes on with.
+    `advance` is told how many records there are. UsageError or ModelError for a setting that this bundle cannot run, before any
     is run.
     """
     for setting in settings:
@@ -186,16 +193,15 @@ def run_settings(
         before = len(found) * len(task.prompts)
 
         def make(numbers: Sequence[int], setting: Setting = setting) -> list[Record]:
-            continued = generator.continue_texts(setting, [task.prompts[n] for n in numbers], numbers)
-            return [{"id": r["id"], **task.facts[r["id"]], **r} for r in continued]
+            made = generator.continue_texts(setting, [task.prompts[n] for n in numbers], numbers)
+            return [{"id": r["id"], **task.facts[r["id"]], **r} for r in made]
 
         def done(count: int, before: int = before) -> None:
             advance(before + count)
 
         header = {**common, **task.header, **setting.header(), **autos[setting.name], **generator.header()}
         path = None if folder is None else folder / f"{setting.name.replace(' ', '_')}.jsonl"
-        made = collect(path, header, groups, make, done)
-        found[setting.name] = sorted(made, key=lambda record: int(record["id"]))
+        found[setting.name] = collect(path, header, groups, make, done)
     return found
 
 
