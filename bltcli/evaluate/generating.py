@@ -180,8 +180,8 @@ def run_settings(
     """The records of a task under each setting, by its name and in order.
 
     With `folder`, they are in a file per setting there, written window by window, which a later run goes on with.
-    `advance` is told how many records there are. UsageError or ModelError for a setting that this bundle cannot run, before any
-    is run.
+    `advance` is told how many records there are. UsageError or ModelError for a setting that this bundle cannot run,
+    before any is run.
     """
     for setting in settings:
         setting.options.make(generator.model(generator.rows))
