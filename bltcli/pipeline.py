@@ -264,7 +264,7 @@ def open_model(
     if engine in ("auto", "ort-cpu"):
         from bltcli_engines.onnxruntime_engine import open_onnxruntime
 
-        runtime, engines = open_onnxruntime(bundle.specs, bundle.graph_paths, bundle.weight_bytes, threads)
+        runtime, engines = open_onnxruntime(bundle.specs, bundle.graph_paths, bundle.weight_bytes, threads, rows)
     elif engine == "torch":
         from bltcli_engines.torch_engine import open_torch
 

@@ -18,7 +18,7 @@ from bltcli_engines.protocol import Arrays, Buffer, Engine
 
 NUMPY_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
 MAX_BINDINGS = 64  # shapes kept per graph
-SMALL_GRAPH_BYTES = 12_000_000  # below this, waking a second thread costs a decoding pass more than it saves
+SMALL_GRAPH_BYTES = 12_000_000  # of weights times texts: below this, waking a second thread costs a decoding pass more than it saves
 
 
 class OrtBuffer:
@@ -161,13 +161,16 @@ def open_onnxruntime(
     paths: Mapping[GraphName, Path],
     weight_bytes: Mapping[GraphName, int],
     threads: int = 0,
+    rows: int = 1,
 ) -> tuple[OrtRuntime, dict[GraphName, Engine]]:
     """All graphs in ONNX Runtime on the CPU. ModelError for bfloat16 graphs, which its CPU kernels cannot multiply.
-    `threads` 0: one for a small graph, all cores for the others; values are the same for any number."""
+    `threads` 0: one for a small graph on few texts (`rows`), else all cores; values are the same for any number."""
     if any(t.dtype == "bfloat16" for spec in specs.values() for t in spec.inputs):
         raise ModelError("ONNX Runtime's CPU has no bfloat16 kernels; export with --precision fp32 or fp16")
     engines: dict[GraphName, Engine] = {
-        name: OrtEngine(spec, paths[name], weight_bytes[name], threads or int(weight_bytes[name] < SMALL_GRAPH_BYTES))
+        name: OrtEngine(
+            spec, paths[name], weight_bytes[name], threads or int(rows * weight_bytes[name] < SMALL_GRAPH_BYTES)
+        )
         for name, spec in specs.items()
     }
     return OrtRuntime(), engines
