@@ -138,13 +138,14 @@ def run(o: Options) -> None:
 
     bundle = open_bundle(resolve_bundle(o.model, o.precision, render.notice))
     pipeline = open_model(bundle, engine=o.engine, rows=1, threads=o.threads, exact=o.exact)
-    engine, name = pipeline.engine_name, o.method.method
+    engine, used = pipeline.engine_name, o.method.resolved(pipeline)
+    name = format_setting(used) if used == o.method else f"auto: {format_setting(used)}"
     render.detail(f"{bundle.path} ({bundle.precision}) on {engine}, {name}, {len(prompt)} prompt bytes")
 
     # generation
     stats = DecodeStats()
     with watched(o, pipeline, stats, prompt) as (model, watchers):
-        chunks = generate(model, o.method.make(model), [prompt], sampler=o.sampler, stop=stop, stats=stats)
+        chunks = generate(model, used.make(model), [prompt], sampler=o.sampler, stop=stop, stats=stats)
         if o.visual:
             chunks = drawn_first(chunks, watchers, prompt)
         reason: str | None = None
@@ -154,9 +155,9 @@ def run(o: Options) -> None:
         except UsageError:
             raise  # the prompt was refused, there is nothing to report
         except BaseException:
-            report(o, bundle, engine, stats, None)
+            report(o, bundle, engine, used, stats, None)
             raise
-    report(o, bundle, engine, stats, reason)
+    report(o, bundle, engine, used, stats, reason)
     if reason == "context":
         patches = bundle.config.global_model.max_positions
         render.notice(f"stopped at the end of the model's context ({bundle.config.max_bytes} bytes, {patches} patches)")
