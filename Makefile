@@ -50,10 +50,11 @@ docs: $(TEST_VENV)/.installed
 golden: $(TEST_VENV)/.installed
 	$(RUN) bltcli_export.golden bltcli/models/builtin
 
-# writes benchmarks/results/*.jsonl
+# writes benchmarks/results/
 bench: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python benchmarks/compare_hf.py
-	$(TEST_VENV)/bin/python benchmarks/builtin.py
+	$(TEST_VENV)/bin/bltcli bench benchmarks/prompts.jsonl --ignore-eos --run 'ar exact=no,yes' --run 'blt-s k=1,2,4,8,16' \
+		--run auto --format json -o benchmarks/results/builtin.json
 	$(TEST_VENV)/bin/python benchmarks/exactness.py
 
 clean:

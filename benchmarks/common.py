@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bltcli.bench.machine import environment
 from bltcli.decoding import MethodOptions
 from bltcli.decoding.driver import generate_texts
 from bltcli.decoding.stop import Stop
@@ -29,30 +27,13 @@ def run_texts(
     return generate_texts(model, made, prompts, sampler=sampler, stop=Stop(max_bytes=new_bytes))
 
 
-def environment() -> dict[str, Any]:
-    """Machine, versions and the command."""
-    packages = ("bltcli", "onnxruntime", "numpy", "torch", "transformers")
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    processor = next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-    return {
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "versions": found,
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-    }
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """One JSON object per line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """One JSON object per row, each with the environment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    around = environment()
-    path.write_text("".join(json.dumps({**row, **around}, ensure_ascii=False) + "\n" for row in rows))
+    """The same, each with machine, versions and command."""
+    around = {**environment(), "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])}
+    write_lines(path, ({**row, **around} for row in rows))

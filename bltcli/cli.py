@@ -30,6 +30,7 @@ VERBS = {
     "train": "Train a model from a TOML file.",
     "eval": "Score a model: translation, code, likelihood, diversity.",
     "verify": "Prove a bundle on this machine: known answers, exactness, PyTorch.",
+    "bench": "Measure methods side by side; compare two such reports.",
     "models": "List, locate and check the models on this machine.",
     "doctor": "Check engines, versions and the built-in model on this machine.",
 }
@@ -62,7 +63,7 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
-            formatter.write_dl(list(self.verbs.items()) or [("", "")])
+            formatter.write_dl(list(self.verbs.items()))
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -93,9 +94,11 @@ Shell completion, for the shell you use:
 
 \b
 Exit codes:
-  0 done                         3 bad or refused model, bundle or engine
-  1 unexpected failure           130 interrupted (the output so far is kept)
-  2 wrong usage                  141 the reader of stdout went away
+  0 done                         4 finished, but some records failed
+  1 unexpected failure           5 verification failed
+  2 wrong usage                  130 interrupted (the output so far is kept)
+  3 bad or refused model,        141 the reader of stdout went away
+    bundle or engine
 
 \b
 Examples:

@@ -46,10 +46,11 @@ def _defaults(ctx: click.Context, group: click.Group, tables: dict[str, Any], wh
             raise UsageError(f"{where}: there is no verb {verb!r}; the verbs are {', '.join(group.list_commands(ctx))}")
         if not isinstance(table, dict):
             raise UsageError(f"{where}: {verb} is {table!r}, expected a table [{verb}]")
+        below = {name: entry for name, entry in table.items() if isinstance(entry, dict)}
+        own = {name: entry for name, entry in table.items() if name not in below}
+        defaults[verb] = _values(command, own if isinstance(command, click.Group) else table, f"{where}: {verb}")
         if isinstance(command, click.Group):
-            defaults[verb] = _defaults(ctx, command, table, f"{where}: {verb}")
-        else:
-            defaults[verb] = _values(command, table, f"{where}: {verb}")
+            defaults[verb] |= _defaults(ctx, command, below, f"{where}: {verb}")
     return defaults
 
 

@@ -73,6 +73,9 @@ class TimedEngine:
     def bind(self, buffers: Mapping[str, Buffer]) -> None:
         self.engine.bind(buffers)
 
+    def fork(self) -> TimedEngine:
+        return TimedEngine(self.engine.fork())
+
     def run(self, feeds: Arrays) -> Arrays:
         began = perf_counter()
         try:
@@ -169,9 +172,9 @@ def _added_work(parts: Sequence[Work]) -> Work:
 
 def _timers(model: Pipeline) -> dict[str, TimedEngine]:
     """A clock inside each counting engine of the model, put there at the first call."""
-    timers = {}
+    timers: dict[str, TimedEngine] = {}
     for name, counting in model.engines.items():
-        if not isinstance(counting.engine, TimedEngine):
-            counting.engine = TimedEngine(counting.engine)
-        timers[str(name)] = counting.engine
+        engine = counting.engine
+        timer = engine if isinstance(engine, TimedEngine) else TimedEngine(engine)
+        counting.engine = timers[name] = timer
     return timers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from statistics import median, quantiles
 from typing import Any, Final
 
@@ -48,7 +48,7 @@ def differ(a: Sequence[float], b: Sequence[float]) -> bool:
     return chance(a, b) < LEVEL
 
 
-@lru_cache(maxsize=None)
+@cache
 def _ways(n: int, m: int, u: int) -> int:
     """Orders of n and m values in which u pairs stand the other way round."""
     if u < 0 or u > n * m:

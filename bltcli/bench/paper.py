@@ -28,9 +28,12 @@ def parse_paper(text: str) -> tuple[str, str]:
 
 
 def beside_paper(options: MethodOptions, trained_block: int, size: str, task: str) -> dict[str, Any] | None:
-    """The paper's row for the setting nearest to `options`; None for a method that is not in the paper."""
+    """The paper's row for the setting nearest to `options`; None for a method that is not in the paper: blt-h, n-gram
+    drafts, adaptive lengths."""
     assert task in TASKS
     rows = [row for row in paper_rows() if (row.size, row.task) == (size, task)]
+    if options.ngram_draft or options.draft_bytes == "auto":
+        return None
     if options.method == "ar":
         row = next(row for row in rows if row.setting == "AR")
     elif options.method not in _LENGTHS:

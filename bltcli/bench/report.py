@@ -10,10 +10,9 @@ from typing import Any, Final
 from bltcli.bandwidth import paper_gb
 from bltcli.bench.agreement import agreement
 from bltcli.bench.measure import Contender, Ours, Task, Turn
-from bltcli.bench.noise import Spread, spread
+from bltcli.bench.noise import spread
 from bltcli.bench.paper import beside_paper
 from bltcli.decoding.setting import format_setting
-from bltcli.graphs import GRAPHS
 from bltcli.stats import DecodeStats
 
 FORMAT: Final = "bltcli-bench"
@@ -37,12 +36,11 @@ DEFINITIONS: Final = {
 
 def task_facts(task: Task) -> dict[str, Any]:
     """What two runs must share to be compared."""
-    joined = b"".join(len(prompt).to_bytes(8, "little") + prompt for prompt in task.prompts)
     sampler, stop = task.sampler, task.stop
     return {
         "prompts": len(task.prompts),
         "prompt_bytes": sum(map(len, task.prompts)),
-        "prompt_sha256": hashlib.sha256(joined).hexdigest(),
+        "prompt_sha256": sha256_of_texts(task.prompts),
         "max_bytes": stop.max_bytes,
         "temperature": sampler.temperature,
         "top_p": sampler.top_p,
@@ -51,6 +49,11 @@ def task_facts(task: Task) -> dict[str, Any]:
         "seed": sampler.seed,
         "ignore_eos": sampler.ignore_eos,
     }
+
+
+def sha256_of_texts(texts: Sequence[bytes]) -> str:
+    """Of all texts and where each begins."""
+    return hashlib.sha256(b"".join(len(text).to_bytes(8, "little") + text for text in texts)).hexdigest()
 
 
 def make_rows(
@@ -70,13 +73,15 @@ def make_rows(
         fastest = min(plain, key=lambda j: median(_seconds_per_byte(turns[j])))
         row = _timings(contender, turns[i], turns[fastest])
         row["agreement"] = agreement(turns[i][0].texts, turns[reference][0].texts).to_dict()
+        row["texts_sha256"] = sha256_of_texts(turns[i][0].texts)
         row["repeatable"] = all(turn.texts == turns[i][0].texts for turn in turns[i])
         if i in ours:
             base = turns[fastest][0]
             row |= _setting(ours[i]) | _work(ours[i], turns[i], base, row["speedup"]["median"])
             row["floor_share"] = _floor_share(turns[i], bandwidths[ours[i].model.engine_name])
             row["paper"] = beside_paper(ours[i].options, ours[i].model.block_size, *paper)
-            row["gb_saving"] = _saving(row, base, ours[i])
+            ratio = row["predicted_speedup"]["gb"]
+            row["gb_saving"] = 1 - 1 / ratio if ratio else None  # share of ar's paper_gb per byte that is not read
         rows.append(row)
     return rows
 
@@ -141,12 +146,6 @@ def _work(contender: Ours, turns: Sequence[Turn], base: Turn, speedup: float) ->
     }
 
 
-def _saving(row: Row, base: Turn, contender: Ours) -> float | None:
-    """Share of `ar`'s paper_gb per byte that is not read."""
-    ratio = row["predicted_speedup"]["gb"]
-    return 1 - 1 / ratio if ratio else None
-
-
 def _stats(turn: Turn) -> DecodeStats:
     assert turn.stats is not None
     return turn.stats
@@ -175,12 +174,3 @@ def _floor_share(turns: Sequence[Turn], bandwidth: float) -> float:
         return read / bandwidth / turn.seconds
 
     return median(share(turn) for turn in turns)
-
-
-def per_graph(row: Row, name: str, digits: str) -> str:
-    """A figure of each graph, for tables."""
-    return ", ".join(format(row[name][graph], digits) for graph in GRAPHS)
-
-
-def as_spread(value: Mapping[str, float]) -> Spread:
-    return Spread(value["median"], value["low"], value["high"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from bltcli.decoding import EXACT_METHODS, MethodOptions
@@ -30,6 +30,8 @@ class Setting:
     def name(self) -> str:
         """The text that `parse_settings` reads as this setting."""
         words = [format_setting(self.options)]
+        if self.options.method == "blt-s" and " k=" not in words[0]:  # said even where it is the default
+            words[0] = words[0].replace("blt-s", f"blt-s k={self.options.draft_bytes}", 1)
         words += [f"{key}={value}" for key in ("engine", "precision") if (value := getattr(self, key)) is not None]
         return " ".join(words if self.exact else [*words, "exact=no"])
 
@@ -82,8 +84,3 @@ def with_reference(settings: Sequence[Setting]) -> list[Setting]:
                 found.append(reference)
         found.append(setting)
     return found
-
-
-def resolved(setting: Setting, engine: str, precision: str) -> Setting:
-    """The setting with the run's engine and precision filled in."""
-    return replace(setting, engine=setting.engine or engine, precision=setting.precision or precision)
