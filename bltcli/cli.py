@@ -17,7 +17,8 @@ INTERRUPTED = 130
 READER_GONE = 141
 COMPLETE = "_BLTCLI_COMPLETE"
 #: Packages that only some verbs need -> the extra of bltcli that brings them.
-EXTRAS = {"onnxruntime": "cpu", "torch": "torch", "huggingface_hub": "hub", "sacrebleu": "eval"}
+EXTRAS = {"onnxruntime": "cpu", "torch": "torch", "huggingface_hub": "hub", "sacrebleu": "eval", "lm_eval": "eval",
+          "datasets": "eval"}  # fmt: skip
 
 #: Verb -> the line that `bltcli --help` shows, so that listing the verbs imports none of them.
 VERBS = {
