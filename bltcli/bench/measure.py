@@ -98,6 +98,12 @@ class Ours:
     def name(self) -> str:
         return self.setting.name
 
+    @property
+    def promised(self) -> bool:
+        """Whether the bytes have to be those of `ar`: by the method, and by how the engine computes."""
+        used = dataclasses.replace(self.setting, options=self.options)
+        return used.verified and self.model.row_multiple > 1
+
     def run(self) -> Turn:
         for timer in self._timers.values():
             timer.seconds = 0.0

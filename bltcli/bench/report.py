@@ -119,7 +119,7 @@ def _setting(contender: Ours) -> Row:
         "engine": model.engine_name,
         "precision": contender.bundle.precision,
         "exact": setting.exact,
-        "promised": setting.verified and model.row_multiple > 1,
+        "promised": contender.promised,
     }
 
 
