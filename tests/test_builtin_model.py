@@ -49,6 +49,12 @@ def test_it_is_small_real_and_has_a_card() -> None:
         assert source in card
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_its_sixteen_bit_forms_pass_the_gate(precision: str) -> None:
+    bundle = open_bundle(resolve_bundle(None, precision, lambda line: None))
+    assert bundle.manifest["parity"]["against"] == "golden outputs"
+
+
 def test_its_first_use_makes_a_bundle_and_the_second_takes_it() -> None:
     notices: list[str] = []
     first = resolve_bundle(None, None, notices.append)

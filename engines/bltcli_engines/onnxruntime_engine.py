@@ -18,7 +18,9 @@ from bltcli_engines.protocol import Arrays, Buffer, Engine
 
 NUMPY_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
 MAX_BINDINGS = 64  # shapes kept per graph
-SMALL_GRAPH_BYTES = 12_000_000  # of weights times texts: below this, waking a second thread costs a decoding pass more than it saves
+SMALL_GRAPH_BYTES = (
+    12_000_000  # of weights times texts: below this, waking a second thread costs a decoding pass more than it saves
+)
 
 
 class OrtBuffer:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import cycle
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -64,7 +65,7 @@ def check_parity(bundle: Bundle, checkpoint: Checkpoint, *, rounded_to: str | No
     """Hold `bundle` against its checkpoint. Golden outputs come first, so that the built-in model needs no torch.
     `rounded_to`: the dtype that the bundle's weights were rounded through. Raises ModelError beyond the tolerance."""
     if (checkpoint.path / GOLDEN).is_file():
-        return check_golden(bundle)
+        return check_golden(bundle, checkpoint.path / GOLDEN)
     if find_spec("torch") is None:
         raise ModelError(
             "the parity check needs PyTorch: pip install 'bltcli[torch]', or export with --no-check "
@@ -73,9 +74,9 @@ def check_parity(bundle: Bundle, checkpoint: Checkpoint, *, rounded_to: str | No
     return _check_torch(bundle, checkpoint, rounded_to)
 
 
-def check_golden(bundle: Bundle) -> Parity:
-    """Run the golden text through the bundle in uneven pieces and compare what all four graphs made of it."""
-    golden = map_safetensors(bundle.path / GOLDEN)
+def check_golden(bundle: Bundle, file: Path) -> Parity:
+    """Run the golden text of `file` through the bundle in uneven pieces and compare what all four graphs made of it."""
+    golden = map_safetensors(file)
     parity = Parity("golden outputs", TOLERANCE[bundle.precision])
     model = open_model(bundle, engine="ort-cpu")
     ids = golden["ids"].astype(np.int64)

@@ -1,0 +1,191 @@
+"""TensorRT builds engines of all four graphs as they stand, without a GPU; and from whom an engine is taken."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from bltcli.building import build_bundle, engine_key, make_profile
+from bltcli.bundle import Bundle
+from bltcli.engine_store import EngineStore
+from bltcli.errors import ModelError, UsageError
+from bltcli.graphs import GRAPHS, Precision
+from bltcli_engines import tensorrt_build
+from bltcli_engines.gpu import describe_gpu
+from bltcli_engines.tensorrt_build import Library, Profile, build_engine, find_library
+from tests.cli_support import bltcli, here, one_line
+from tests.conftest import TinyBundle
+
+SMALL = Profile(max_batch=2, slots=256, patch_slots=128, draft_rows=10, prefill_rows=32, patch_bytes=8)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BLTCLI_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("form", ["lookup", "encoder"])
+def test_all_four_graphs_build_in_every_precision(tiny_bundle: TinyBundle, form: str, precision: Precision) -> None:
+    bundle, library = tiny_bundle(form, precision), find_library()
+    phases: set[str] = set()
+    for graph in GRAPHS:
+        engine = build_engine(
+            library, bundle.graph_paths[graph], bundle.specs[graph], SMALL, progress=lambda phase, *_: phases.add(phase)
+        )
+        assert len(engine) > 10_000
+    assert "Building engine" in phases
+
+
+def test_a_graph_tensorrt_does_not_know_is_refused_in_its_words(tiny_bundle: TinyBundle, tmp_path: Path) -> None:
+    """past_key inputs of Attention are not supported there."""
+    h = onnx.helper
+    tensors = [h.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 2, 4, 8]) for n in ("q", "k", "v", "pk", "pv")]
+    outputs = [h.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in ("y", "nk", "nv")]
+    node = h.make_node("Attention", ["q", "k", "v", "", "pk", "pv"], ["y", "nk", "nv"])
+    graph = h.make_graph([node], "g", tensors, outputs)
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 23)], ir_version=11), tmp_path / "bad.onnx")
+    spec = tiny_bundle("lookup").specs["patcher"]
+    with pytest.raises(ModelError, match=r"bad\.onnx: tensorrt_rtx does not take this graph: .*Attention"):
+        build_engine(find_library(), tmp_path / "bad.onnx", spec, SMALL)
+
+
+def test_profiles_hold_what_the_pipeline_may_ask_for(tiny_bundle: TinyBundle) -> None:
+    config = tiny_bundle("lookup", block_size=16).config
+    profile = make_profile(config, max_batch=4, max_bytes=None, draft_bytes=16)
+    assert (profile.draft_rows, profile.patch_bytes, profile.max_batch) == (18, 8, 4)
+    assert profile.patch_slots >= config.global_model.max_positions + profile.prefill_rows
+    assert profile.sizes(18)["rows"] == (1, 18, 18)
+    assert make_profile(config, max_batch=1, max_bytes=40, draft_bytes=3).slots < profile.slots
+    for change, reason in (
+        ({"max_bytes": 1}, "--max-bytes is 1"),
+        ({"max_bytes": 10**6}, "context holds 2 to"),
+        ({"draft_bytes": 0}, "--draft-bytes is 0"),
+        ({"draft_bytes": 65}, "use 1 to 64"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            make_profile(config, **{"max_batch": 1, "max_bytes": None, "draft_bytes": 4, **change})
+    with pytest.raises(UsageError, match="slots is 0"):
+        Profile(max_batch=1, slots=0, patch_slots=1, draft_rows=1, prefill_rows=1, patch_bytes=1)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that are no engines: how they are kept has nothing to do with what is in them."""
+    monkeypatch.setattr("bltcli.building.build_engine", lambda library, path, *_, **__: path.read_bytes()[:500])
+
+
+def stored(bundle: Bundle) -> tuple[EngineStore, dict[str, bytes]]:
+    """The store of a bundle for which small engines were built."""
+    built = list(build_bundle(bundle, SMALL))
+    assert [b.graph for b in built] == list(GRAPHS)
+    store, library = EngineStore(bundle), find_library()
+    return store, {graph: store.load(graph, engine_key(store, graph, library, SMALL)) for graph in GRAPHS}
+
+
+@pytest.mark.usefixtures("cache", "quick")
+def test_engines_are_kept_until_something_they_depend_on_changes(tiny_bundle: TinyBundle) -> None:
+    bundle = tiny_bundle("lookup", block_size=16)
+    _, engines = stored(bundle)
+    assert all(engines.values())
+    again = list(build_bundle(bundle, SMALL))
+    assert all(built.reasons == [] for built in again)
+    other = Profile(**{**SMALL.__dict__, "draft_rows": 6})
+    changed = list(build_bundle(bundle, other))
+    assert all(built.reasons == ["draft_rows was 10, is 6"] for built in changed)
+    assert all(built.reasons == ["asked for"] for built in build_bundle(bundle, other, fresh=True))
+
+
+@pytest.mark.usefixtures("cache", "quick")
+def test_only_the_very_file_that_was_built_is_loaded(tiny_bundle: TinyBundle) -> None:
+    store, _ = stored(tiny_bundle("lookup", block_size=16))
+    key = engine_key(store, "encoder", find_library(), SMALL)
+    engine, record = store.folder / "encoder.engine", store.folder / "encoder.json"
+    good = engine.read_bytes()
+    for spoilt in (good[:-1], good[:100], b"", good[:-1] + bytes([good[-1] ^ 1])):
+        engine.write_bytes(spoilt)
+        with pytest.raises(ModelError, match=r"for encoder: the file is not the one that was built; run bltcli build "):
+            store.load("encoder", key)
+    engine.write_bytes(good)
+    facts = json.loads(record.read_bytes())
+    record.write_text(json.dumps({**facts, "gpu": "NVIDIA H200", "compute_capability": "9.0"}))
+    with pytest.raises(ModelError, match=r"gpu was 'NVIDIA H200', is 'any'; compute_capability was '9\.0', is 'any'"):
+        store.load("encoder", key)
+    record.write_text("{")
+    with pytest.raises(ModelError, match="its record is damaged"):
+        store.load("encoder", key)
+    record.unlink()
+    with pytest.raises(ModelError, match="none was built"):
+        store.load("encoder", key)
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_engine_within_the_reach_of_others_is_refused(
+    tiny_bundle: TinyBundle, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = stored(tiny_bundle("lookup", block_size=16))
+    key = engine_key(store, "encoder", find_library(), SMALL)
+    for path, mode in ((store.folder / "encoder.engine", 0o620), (store.folder, 0o777), (cache, 0o775)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        with pytest.raises(ModelError, match="can be changed by others"):
+            store.load("encoder", key)
+        path.chmod(before)
+    target = store.folder / "elsewhere"
+    (store.folder / "encoder.engine").rename(target)
+    (store.folder / "encoder.engine").symlink_to(target)
+    with pytest.raises(ModelError, match="can be changed by others"):
+        store.load("encoder", key)
+    (store.folder / "encoder.engine").unlink()
+    target.rename(store.folder / "encoder.engine")
+    assert store.load("encoder", key)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(ModelError, match="belongs to another user"):
+        store.load("encoder", key)
+
+
+def test_two_builders_at_once_build_each_engine_once(tiny_bundle: TinyBundle, tmp_path: Path) -> None:
+    bundle = tiny_bundle("lookup", block_size=16)
+    program = f"""
+from pathlib import Path
+from bltcli.building import build_bundle
+from bltcli.bundle import open_bundle
+from tests.test_tensorrt_build import SMALL
+print(sum(bool(b.reasons) for b in build_bundle(open_bundle(Path({str(bundle.path)!r})), SMALL)))"""
+    import subprocess
+
+    env = {**os.environ, "BLTCLI_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": os.getcwd()}
+    both = [subprocess.Popen([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE) for _ in range(2)]
+    counts = [int(process.communicate()[0]) for process in both]
+    assert sorted(counts) == [0, 4]
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_build, "LIBRARIES", {"tensorrt_none": "tensorrt"})
+    with pytest.raises(
+        ModelError, match=r"no TensorRT is installed; add one with pip install 'bltcli\[tensorrt-rtx\]'"
+    ):
+        find_library()
+    with pytest.raises(ModelError, match=r"NVIDIA's Python bindings cannot be imported|no usable NVIDIA GPU"):
+        describe_gpu()
+    assert Library(None, "tensorrt_rtx", "1").ahead_of_time
+    assert not Library(None, "tensorrt", "1").ahead_of_time
+
+
+def test_build_prints_what_it_built_and_what_it_kept(cache: Path) -> None:
+    arguments = ("build", "-m", "bundle", "--max-bytes", "300", "-k", "4")
+    first = bltcli(*arguments, env={"BLTCLI_CACHE_DIR": str(cache)})
+    assert first.returncode == 0, first.stderr
+    assert [line.split(b":")[0] for line in first.stdout.splitlines()] == [g.encode() for g in GRAPHS]
+    assert first.stdout.count(b"(none was built)") == 4
+    second = bltcli(*arguments, env={"BLTCLI_CACHE_DIR": str(cache)})
+    assert second.stdout == b"".join(f"{graph}: kept\n".encode() for graph in GRAPHS)
+    refused = here("build", "-m", "bundle", "--max-bytes", "1")
+    assert refused.returncode == 2
+    assert "--max-bytes is 1" in one_line(refused)
