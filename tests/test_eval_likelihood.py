@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import subprocess
 import sys
@@ -410,7 +411,10 @@ def test_without_the_harness_its_extra_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delitem(sys.modules, "bltcli.evaluate.lm_harness")
     for name in [name for name in sys.modules if name.split(".")[0] == "lm_eval"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    found = importlib.machinery.PathFinder.find_spec
+    absent = SimpleNamespace(find_spec=lambda name, *more: None if name == "lm_eval" else found(name, *more))
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if f is not importlib.machinery.PathFinder])
+    sys.meta_path.append(absent)
     done = eval_likelihood("--suite", "piqa", "--file", str(own_items(tmp_path / "piqa", 2, 2, seed=0)))
     assert done.returncode == 3
     assert "bltcli[eval]" in one_line(done)
