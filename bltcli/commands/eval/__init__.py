@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from bltcli.cli import LazyGroup
@@ -17,7 +15,7 @@ EVALUATIONS = {
 
 
 class EvalGroup(LazyGroup):
-    verbs = {name: line for name, line in EVALUATIONS.items() if Path(__file__).with_name(f"{name}.py").exists()}  # noqa: RUF012
+    verbs = EVALUATIONS
     package = "bltcli.commands.eval"
 
 
