@@ -151,7 +151,8 @@ def _shown(column: str, value: float | str | None) -> str:
         return value
     if column == "GB" and value < 10:
         return f"{value:.4f}"
-    return f"{value:.{_DIGITS.get(column, 1)}f}"
+    digits = 2 if column.startswith("pass@") else _DIGITS.get(column, 1)
+    return f"{value:.{digits}f}"
 
 
 def _table(report: Report) -> bytes:
