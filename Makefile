@@ -8,7 +8,7 @@ TEST_VENV ?= .venv-test
 TORCH ?= torch==2.13.0
 RUN := $(TEST_VENV)/bin/python -m
 
-.PHONY: generate install test test-slow lint check docs golden bench clean
+.PHONY: generate install test test-slow lint check docs golden bench results clean
 
 install: $(VENV)/.installed
 
@@ -56,6 +56,10 @@ bench: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/bltcli bench benchmarks/prompts.jsonl --ignore-eos --run 'ar exact=no,yes' --run 'blt-s k=1,2,4,8,16' \
 		--run auto --format json -o benchmarks/results/builtin.json
 	$(TEST_VENV)/bin/python benchmarks/exactness.py
+
+# docs/results.md, from what `make bench` measured
+results:
+	$(TEST_VENV)/bin/python benchmarks/section.py benchmarks/results/builtin.json docs/results.md
 
 clean:
 	rm -rf $(VENV) $(TEST_VENV) build dist

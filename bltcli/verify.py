@@ -26,7 +26,7 @@ from bltcli.vocab import IdArray, encode
 _TEXT: Final = b"The same bytes, whatever the company: one piece, byte by byte, or beside other texts. 0123456789"
 SAMPLERS: Final = {"greedy": Sampler(), "sampled": Sampler(temperature=0.8, seed=7)}
 #: What is held against `ar`, besides drafts of whole blocks where the model was trained on them.
-SETTINGS: Final = ("blt-s k=1", "blt-s k=4", "blt-s k=16", "auto")
+SETTINGS: Final = ("blt-s k=1", "blt-s k=4", "blt-s k=16", "blt-s k=auto ngram=yes")
 BLOCK_SETTINGS: Final = ("blt-dv", "blt-dv block=4 unmask=confidence", "blt-h trust=1.0")
 
 

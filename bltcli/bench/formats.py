@@ -48,6 +48,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     """What must be known to read the tables."""
     task = report["task"]
     drawn = "greedy" if task["temperature"] == 0 else f"temperature {task['temperature']:g}, seed {task['seed']}"
+    drawn += ", end of text ignored" if task["ignore_eos"] else ""
     lines = [
         f"{task['prompts']} prompt(s), {task['prompt_bytes']} bytes, up to {task['max_bytes']} new bytes each, "
         f"{drawn}; {report['repeats']} repeats in turns after a warm-up. {report['processor']}, {report['cores']} "
