@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,18 +56,21 @@ class Pipeline(Texts):
             name: CountingEngine(engine, lambda: self.work) for name, engine in engines.items()
         }
         self._runtime = runtime
+        self._nursery: Pipeline | None = None
         super().__init__(config, rows, *bind_state(self.engines, runtime, rows))
 
     @property
     def block_size(self) -> int:
         return self.config.block_size
 
-    @cached_property
+    @property
     def nursery(self) -> Pipeline:
         """One more text on the same weights, to run a prompt in while others are decoded; `adopt` takes it in."""
-        engines = {name: counted.engine.fork() for name, counted in self.engines.items()}
-        exact = self.row_multiple == self._runtime.row_multiple
-        return Pipeline(self.config, self._runtime, engines, self.tables, exact=exact)
+        if self._nursery is None:
+            engines: dict[GraphName, Engine] = {name: counted.engine.fork() for name, counted in self.engines.items()}
+            exact = self.row_multiple == self._runtime.row_multiple
+            self._nursery = Pipeline(self.config, self._runtime, engines, self.tables, exact=exact)
+        return self._nursery
 
     @property
     def tuned(self) -> MethodOptions | None:

@@ -29,6 +29,7 @@ from bltcli.stats import Work
 from bltcli.vocab import MASK, IdArray
 
 VERSION: Final = 1
+_KINDS: Final = ("begin", "draft", "reveal", "verify", "keep", "absorb")
 Event = dict[str, Any]
 Emit = Callable[[Event], object]
 
@@ -82,7 +83,7 @@ class TracingModel:
         drafts = self.model.draft(pending, counts, choose)
         for row, ids in enumerate(drafts):
             if len(ids):
-                self._tell("draft", row, self.lengths[row], ids, pending=[int(pending[row])])
+                self._tell("draft", row, ids, pending=[int(pending[row])])
         return drafts
 
     def denoise(
@@ -96,7 +97,7 @@ class TracingModel:
             for row in np.unique(rows):
                 mine = rows == row
                 blocks[row][positions[mine] - starts[row]] = chosen[mine]
-                self._tell("reveal", row, self.lengths[row], blocks[row], pending=pending[row].tolist())
+                self._tell("reveal", int(row), blocks[row], pending=pending[row].tolist())
             return chosen
 
         return self.model.denoise(pending, counts, unmask, watched)
@@ -109,10 +110,10 @@ class TracingModel:
     def _each(self, event: str, ids: Sequence[IdArray]) -> None:
         for row, new in enumerate(ids):
             if len(new):
-                self._tell(event, row, self.lengths[row], new)
+                self._tell(event, row, new)
 
-    def _tell(self, event: str, row: int, position: int, ids: IdArray, **more: Any) -> None:
-        self._emit({"event": event, "row": int(row), "position": int(position), **more, "ids": ids.tolist()})
+    def _tell(self, event: str, row: int, ids: IdArray, **more: Any) -> None:
+        self._emit({"event": event, "row": row, "position": int(self.lengths[row]), **more, "ids": ids.tolist()})
 
 
 def begin(**facts: Any) -> Event:
@@ -131,10 +132,10 @@ def read_trace(data: bytes, name: str) -> Iterator[Event]:
             return
         try:
             event = json.loads(line)
-            known = event["event"] in ("begin", "draft", "reveal", "verify", "keep", "absorb")
+            kind = event["event"]
         except (ValueError, KeyError, TypeError):
-            known = False
-        if not known or (number == 0) != (event["event"] == "begin"):
+            event, kind = {}, None
+        if kind not in _KINDS or (number == 0) != (kind == "begin"):
             raise UsageError(f"{name}, line {number + 1}: no event of a trace; make one with bltcli generate --trace")
         if number == 0 and event["version"] != VERSION:
             raise UsageError(f"{name}: a trace of version {event['version']}, this program reads {VERSION}")

@@ -50,7 +50,7 @@ def test_stop_strings_in_the_environment_are_separated_by_spaces() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[translate]\nx = 1", "no verb 'translate'"),
+        ("[transmute]\nx = 1", "no verb 'transmute'"),
         ("generate = 1", "expected a table"),
         ("[generate]\nspeed = 1", "no option 'speed'"),
         ("[generate]\nmax-bytes = 1.5", "expected a whole number"),

@@ -42,7 +42,7 @@ Examples:
 @options(
     engine_option,
     precision_option,
-    click.option("--prompts", "prompt_file", type=click.Path(), metavar="FILE",
+    click.option("--prompts", type=click.Path(), metavar="FILE",
                  help="Texts to continue, one per line.  [default: a built-in list]"),
     click.option("--count", type=click.IntRange(min=1), default=20, show_default=True, help="Texts to continue."),
     click.option("-n", "--max-bytes", type=click.IntRange(min=1), default=128, show_default=True,
@@ -51,7 +51,7 @@ Examples:
     settings.verbosity_options,
 )  # fmt: skip
 def command(
-    bundle: str | None, engine: str, precision: Any, prompt_file: str | None, count: int, max_bytes: int, json: bool
+    bundle: str | None, engine: str, precision: Any, prompts: str | None, count: int, max_bytes: int, json: bool
 ) -> int:
     """Prove what is promised of BUNDLE (or the built-in model): its files, known answers, PyTorch on the same weights,
     and that every method that verifies writes what plain decoding writes."""
@@ -59,14 +59,14 @@ def command(
     from bltcli.models import resolve_bundle
     from bltcli.verify import Verification
 
-    prompts = list(PROMPTS)
-    if prompt_file is not None:
-        prompts = streams.read_input(None, prompt_file, example="bltcli verify --prompts FILE").splitlines()
-    if not prompts:
-        raise UsageError(f"{prompt_file} has no lines; give at least one text to continue")
+    texts = list(PROMPTS)
+    if prompts is not None:
+        texts = streams.read_input(None, prompts, example="bltcli verify --prompts FILE").splitlines()
+    if not texts:
+        raise UsageError(f"{prompts} has no lines; give at least one text to continue")
     opened = open_bundle(resolve_bundle(bundle, precision, render.notice))
     checks = []
-    for check in Verification(opened, engine, prompts[:count], new_bytes=max_bytes).checks():
+    for check in Verification(opened, engine, texts[:count], new_bytes=max_bytes).checks():
         checks.append(check)
         if not json:
             streams.write_stdout(human(check).encode())

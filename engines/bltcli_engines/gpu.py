@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from bltcli.errors import ModelError
@@ -12,7 +13,7 @@ INSTALL = "pip install cuda-python"
 def describe_gpu() -> tuple[str, str]:
     """Name and compute capability ("9.0") of the first GPU. ModelError without one, or without a driver or bindings."""
     try:
-        from cuda.bindings import runtime
+        runtime = importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
         raise ModelError(f"NVIDIA's Python bindings cannot be imported ({error}); {INSTALL}") from error
     properties = _checked(runtime.cudaGetDeviceProperties(0), runtime)

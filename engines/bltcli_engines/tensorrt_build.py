@@ -52,8 +52,8 @@ class Profile:
             "rows": (1, rows, rows),
             "patches": (1, max(1, rows // 4), rows),
             "patch_bytes": (1, self.patch_bytes, self.patch_bytes),
-            "slots": (self.slots,) * 3,
-            "patch_slots": (self.patch_slots,) * 3,
+            "slots": (self.slots, self.slots, self.slots),
+            "patch_slots": (self.patch_slots, self.patch_slots, self.patch_slots),
         }
 
     def row_counts(self) -> list[int]:
