@@ -40,7 +40,12 @@ class CountedModel(ByteModel, Protocol):
     """A byte model whose passes are charged to `work` (see the counting engine), and whose rows texts may join."""
 
     prefill_rows: int  # most byte rows per text in one call
-    work: Work
+
+    @property
+    def work(self) -> Work: ...
+
+    @work.setter
+    def work(self, work: Work) -> None: ...
 
     @property
     def nursery(self) -> CountedModel:
