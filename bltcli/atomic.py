@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -30,14 +31,23 @@ def atomic_folder(out: Path, replaceable: Callable[[Path], bool]) -> Iterator[Pa
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` through a temporary file beside it."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A temporary file beside `path`, open for writing, that takes its place when the block ends well and vanishes when
+    it does not."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            yield file
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` through a temporary file beside it."""
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def _check(out: Path, replaceable: Callable[[Path], bool]) -> None:

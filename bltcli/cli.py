@@ -24,6 +24,7 @@ EXTRAS = {"onnxruntime": "cpu", "torch": "torch", "huggingface_hub": "hub", "sac
 VERBS = {
     "generate": "Continue a prompt, byte by byte or many bytes per pass.",
     "replay": "Watch a generation that was traced.",
+    "translate": "Translate lines: as many out as in, in order.",
     "patches": "Show how the model splits a text into patches.",
     "export": "Export a checkpoint to ONNX graphs (a bundle).",
     "build": "Build TensorRT engines for the graphs of a bundle.",

@@ -67,7 +67,8 @@ def test_the_examples_work_when_pasted(ctx: click.Context, tmp_path: Path) -> No
     script = _examples(ctx)
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
-    (bin_folder / "bltcli").write_text(f'#!/bin/sh\nexec {shlex.join(with_tiny_builtin())} "$@"\n')
+    # 4: translations were cut off, as an untrained model does not end them
+    (bin_folder / "bltcli").write_text(f'#!/bin/sh\n{shlex.join(with_tiny_builtin())} "$@" || test $? = 4\n')
     (bin_folder / "bltcli").chmod(0o755)
     (tmp_path / "work").mkdir()
     done = subprocess.run(

@@ -15,7 +15,8 @@ import pytest
 
 from bltcli.errors import UsageError
 from bltcli.evaluate.bleu import TOKENIZERS, open_bleu, score
-from bltcli.evaluate.translation import Pair, Prompts, check_prompts, hypothesis, read_pairs
+from bltcli.evaluate.translation import hypothesis, read_pairs
+from bltcli.prompts import Pair, Prompts, check_prompts
 from bltcli.train.data import translation
 from tests.cli_support import bltcli, here, one_line, start
 from tests.conftest import TinyBundle

@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final, Self, TypeVar
+from typing import IO, Any, Final, Self, TypeVar
 
 from bltcli import __version__
 from bltcli.errors import UsageError
@@ -22,6 +22,7 @@ T = TypeVar("T")
 FORMAT: Final = "bltcli-records"
 FORMAT_VERSION: Final = 1
 SYNC_S: Final = 1.0  # lines written within so many seconds share one fsync
+TAIL_BYTES: Final = 1 << 16  # read at a time in search of the last line
 
 
 def collect(
@@ -61,22 +62,21 @@ def digest(parts: Iterable[bytes]) -> str:
     return whole.hexdigest()
 
 
-class RecordFile:
-    """The file of `collect`, open for appending and locked."""
+class JournalFile:
+    """A JSONL file with a header line, open for appending and locked. What it holds is read when it is asked for."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         own = {"format": FORMAT, "format_version": FORMAT_VERSION, "version": __version__}
         self.path, self._head = path, _line({**own, **header})
-        self.records: list[Record] = []
-        self.whole_groups = 0
-        self._ends: list[int] = []  # where each line ends in the file, the header's first
         self._synced = monotonic()
 
     def __enter__(self) -> Self:
+        """UsageError when the file has another header, is no such file, or is being written by another process."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a+b")  # what is written goes to the end, wherever was read
         try:
             self._lock()
+            self._begin()
             self._read()
         except BaseException:
             self._file.close()
@@ -89,26 +89,41 @@ class RecordFile:
         finally:
             self._file.close()
 
-    def resume(self, sizes: Sequence[int]) -> int:
-        """Keep as many groups of these sizes as are whole, drop the rest; how many records that leaves."""
-        if len(self.records) > sum(sizes):
-            raise UsageError(f"{self.path} holds {len(self.records)} records, this run has {sum(sizes)}; name another")
-        kept = 0
-        for size in sizes:
-            if kept + size > len(self.records):
-                break
-            kept += size
-            self.whole_groups += 1
-        del self.records[kept:]
-        self._file.truncate(self._ends[kept])
-        return kept
+    def found(self) -> Iterator[tuple[Record, int]]:
+        """The records that are there now, each with where its line ends in the file. UsageError for a damaged line."""
+        with self.path.open("rb") as file:
+            end = file.seek(self._head_size)
+            for number, line in enumerate(file, 2):
+                if end == self._size:  # what follows was appended since
+                    return
+                end += len(line)
+                yield self._parsed(line, number), end
 
     def append(self, records: Sequence[Record]) -> None:
         self._file.write(b"".join(map(_line, records)))
         self._file.flush()
-        self.records += records
         if monotonic() - self._synced >= SYNC_S:
             self._sync()
+
+    def _read(self) -> None:
+        """What to do with what is there, for those who want it at once."""
+
+    def _begin(self) -> None:
+        """Check the header, or write it; a last line without its end was torn off by an interruption."""
+        self._file.seek(0)
+        head = self._file.readline()
+        if not head.endswith(b"\n"):
+            if not self._head.startswith(head):
+                raise UsageError(f"{self.path} holds no records of bltcli; name another file, or remove it")
+            self._file.truncate(0)
+            self._file.write(self._head)
+            self._file.flush()
+            self._head_size = self._size = len(self._head)
+            return
+        self._check_header(head)
+        self._head_size = len(head)
+        self._size = _last_line_end(self._file)
+        self._file.truncate(self._size)
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -123,24 +138,6 @@ class RecordFile:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(f"{self.path} is being written by another run") from None
-
-    def _read(self) -> None:
-        """Take what is there; a last line without its end was torn off by an interruption."""
-        self._file.seek(0)
-        *lines, torn = self._file.read().split(b"\n")
-        if not lines:
-            if not self._head.startswith(torn):
-                raise UsageError(f"{self.path} holds no records of bltcli; name another file, or remove it")
-            self._file.truncate(0)
-            self._file.write(self._head)
-            self._file.flush()
-            self._ends = [len(self._head)]
-            return
-        self._check_header(lines[0])
-        self._ends = [len(lines[0]) + 1]
-        for number, line in enumerate(lines[1:], 2):
-            self.records.append(self._parsed(line, number))
-            self._ends.append(self._ends[-1] + len(line) + 1)
 
     def _check_header(self, line: bytes) -> None:
         found, wanted = self._parsed(line, 1), json.loads(self._head)
@@ -162,6 +159,49 @@ class RecordFile:
         if not isinstance(record, dict):
             raise UsageError(f"{self.path}: line {number} is damaged; remove the file to start anew")
         return record
+
+
+class RecordFile(JournalFile):
+    """The file of `collect`: its records are in memory, and it ends with a whole group."""
+
+    def _read(self) -> None:
+        self.records: list[Record] = []
+        self.whole_groups = 0
+        self._ends = [self._head_size]  # where each line ends in the file, the header's first
+        for record, end in self.found():
+            self.records.append(record)
+            self._ends.append(end)
+
+    def resume(self, sizes: Sequence[int]) -> int:
+        """Keep as many groups of these sizes as are whole, drop the rest; how many records that leaves."""
+        if len(self.records) > sum(sizes):
+            raise UsageError(f"{self.path} holds {len(self.records)} records, this run has {sum(sizes)}; name another")
+        kept = 0
+        for size in sizes:
+            if kept + size > len(self.records):
+                break
+            kept += size
+            self.whole_groups += 1
+        del self.records[kept:]
+        self._file.truncate(self._ends[kept])
+        return kept
+
+    def append(self, records: Sequence[Record]) -> None:
+        super().append(records)
+        self.records += records
+
+
+def _last_line_end(file: IO[bytes]) -> int:
+    """Where the last line that has its end stops."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - TAIL_BYTES)
+        file.seek(start)
+        at = file.read(end - start).rfind(b"\n")
+        if at >= 0:
+            return start + at + 1
+        end = start
+    return 0
 
 
 def _made(make: Callable[[Sequence[T]], Sequence[Record]], group: Sequence[T]) -> Sequence[Record]:

@@ -1,40 +1,25 @@
-"""Translation: line-aligned test sets, the prompts of a translation, and what counts as its output."""
+"""Translation: line-aligned test sets, what counts as an output, and the report."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bltcli.bundle import Bundle
 from bltcli.errors import UsageError
 from bltcli.evaluate.bleu import Score, Scores, score
 from bltcli.evaluate.generating import Generator, Setting, Task, output_of, summarise
 from bltcli.evaluate.records import Record
 from bltcli.evaluate.report import Report, Row, baseline_of, notes_on, paper_row, with_decreases
+from bltcli.prompts import Pair, Prompts
 from bltcli.streams import read_file
-from bltcli.train.data import translation
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
 
-#: Languages by the codes of directions; others are named by their code.
-LANGUAGES: Final = {
-    "ar": "Arabic", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
-    "fi": "Finnish", "fr": "French", "he": "Hebrew", "hi": "Hindi", "hu": "Hungarian", "it": "Italian",
-    "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "ro": "Romanian",
-    "ru": "Russian", "sv": "Swedish", "tr": "Turkish", "uk": "Ukrainian", "vi": "Vietnamese", "zh": "Chinese",
-}  # fmt: skip
 #: The paper's tasks by direction.
 PAPER_TASKS: Final = {"fr>en": "FR-EN", "de>en": "DE-EN"}
-
-
-@dataclass(frozen=True)
-class Pair:
-    source: str
-    target: str
 
 
 def read_pairs(source: Path, target: Path, limit: int | None = None) -> list[Pair]:
@@ -47,45 +32,9 @@ def read_pairs(source: Path, target: Path, limit: int | None = None) -> list[Pai
     return [Pair(*pair) for pair in zip(*lines, strict=True)][:limit]
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """Sources to prompts. Without `shots` (pairs shown first, perhaps none) in the form that bltcli's own models are
-    trained on: the direction, the source, each on a line; the translation follows and ends the text. With them in a
-    plain form for models that were trained on text at large, which a line's end closes."""
-
-    direction: str
-    shots: Sequence[Pair] | None = None
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z_-]+>[A-Za-z_-]+", self.direction):
-            raise UsageError(f"--direction is {self.direction!r}; write it as fr>en")
-
-    @property
-    def stop(self) -> tuple[bytes, ...]:
-        return () if self.shots is None else (b"\n",)
-
-    def prompt(self, source: str) -> bytes:
-        if self.shots is None:
-            return translation(self.direction, source.encode(), b"")
-        from_, to = (LANGUAGES.get(code, code) for code in self.direction.split(">"))
-        shown = "".join(f"{from_}: {pair.source}\n{to}: {pair.target}\n\n" for pair in self.shots)
-        return f"{shown}{from_}: {source}\n{to}:".encode()
-
-
 def hypothesis(output: bytes) -> str:
     """An output as the one line that is scored: U+FFFD for what is no UTF-8, spaces for line ends."""
     return " ".join(output.decode(errors="replace").splitlines()).strip()
-
-
-def check_prompts(prompts: Prompts, bundle: Bundle) -> None:
-    """UsageError when the bundle does not say that it was trained on translations in its own form."""
-    form = str(bundle.prompt_format.get("translation", ""))
-    if prompts.shots is None and not form:
-        raise UsageError(
-            f"{bundle.path} names no form for translations; show it examples: --shots 4 --examples SOURCE REFERENCE"
-        )
-    if prompts.shots is None and ">" in form and prompts.direction not in form:
-        raise UsageError(f"--direction is {prompts.direction}; {bundle.path} was trained on: {form}")
 
 
 def task_of(prompts: Prompts, pairs: Sequence[Pair]) -> Task:

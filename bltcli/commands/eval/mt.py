@@ -23,7 +23,7 @@ from bltcli.errors import UsageError
 
 if TYPE_CHECKING:
     from bltcli.decoding import MethodOptions
-    from bltcli.evaluate.translation import Pair
+    from bltcli.prompts import Pair
     from bltcli.sampling import Sampler
 
 TOKENIZERS = ("flores101", "flores200", "spBLEU-1K", "13a", "intl", "char", "none")
@@ -99,8 +99,9 @@ def run(o: Options) -> int:
     from bltcli.evaluate.bleu import open_bleu
     from bltcli.evaluate.generating import run_settings, settings_of
     from bltcli.evaluate.report import unequal_settings
+    from bltcli.prompts import Prompts, check_prompts
 
-    prompts = translation.Prompts(o.direction, shots(o))
+    prompts = Prompts(o.direction, shots(o))
     stop = Stop(max_bytes=o.max_bytes, strings=prompts.stop)
     pairs = translation.read_pairs(Path(o.source), Path(o.reference), o.limit)
     told = len(set(prompts.shots or ()) & set(pairs))
@@ -110,7 +111,7 @@ def run(o: Options) -> int:
 
     # translations
     generator = o.generator.open()
-    translation.check_prompts(prompts, generator.bundle)
+    check_prompts(prompts, generator.bundle)
     chosen = settings_of(o.run, generator.bundle, o.sampler, stop)
     folder = None if o.records is None else Path(o.records)
     with render.progress(len(chosen) * len(pairs), o.progress, unit="texts") as advance:

@@ -1,0 +1,74 @@
+"""What people and machines see of a run while it lasts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Final
+
+from bltcli import render, settings, streams
+from bltcli.batch.metrics import Meter
+
+LINE_SECONDS: Final = 0.5
+FILE_SECONDS: Final = 5.0
+
+
+@contextmanager
+def reported(
+    meter: Meter, *, progress: bool | None, metrics_file: str | None, text_on_stdout: bool
+) -> Iterator[Callable[[], None]]:
+    """Yields a function to call often: it keeps the progress line and the metrics file up to date. Both, and a summary
+    on stderr, are written when the block ends, however it ends.
+
+    The line shows by default where stderr is a terminal and the text itself is not seen there; `progress` True asks for
+    it in a log too, as plain lines.
+    """
+
+    def write_metrics() -> None:
+        if metrics_file is not None:
+            streams.write_whole(metrics_file, meter.prometheus(render.peak_rss_bytes()).encode())
+
+    seen = text_on_stdout and streams.is_terminal(sys.stdout)
+    with _line(False if progress is None and seen else progress) as show:
+        timers = [_Timer(LINE_SECONDS, lambda: show(meter.line())), _Timer(FILE_SECONDS, write_metrics)]
+
+        def tick() -> None:
+            for timer in timers:
+                timer.tick()
+
+        write_metrics()
+        try:
+            yield tick
+        finally:
+            write_metrics()
+    render.notice(meter.line(final=True))
+
+
+class _Timer:
+    """Does something at most so often."""
+
+    def __init__(self, seconds: float, action: Callable[[], None]) -> None:
+        self._seconds, self._action, self._due = seconds, action, monotonic() + seconds
+
+    def tick(self) -> None:
+        if monotonic() >= self._due:
+            self._action()
+            self._due = monotonic() + self._seconds
+
+
+@contextmanager
+def _line(wanted: bool | None) -> Iterator[Callable[[str], None]]:
+    """A line that is drawn over itself on a terminal, or told again in a log."""
+    if wanted is False or settings.verbosity() < 0 or not (wanted or streams.is_terminal(sys.stderr)):
+        yield lambda _: None
+    elif streams.is_terminal(sys.stderr):
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        with Live(console=Console(stderr=True), transient=True, auto_refresh=False) as live:
+            yield lambda line: live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+    else:
+        yield streams.complain

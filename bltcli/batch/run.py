@@ -1,0 +1,31 @@
+"""Items in, items out in order: a window over the input, a model, and a journal where one is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from bltcli.batch.journal import Journal
+from bltcli.batch.ordering import Item, Result, Source, Window
+from bltcli.decoding.driver import Request
+
+#: Turns requests into results, in any order; may end early when there is no request at the moment.
+Runner = Callable[[Iterator[Request]], Iterator[Result]]
+
+
+def run_items(
+    source: Source, runner: Runner, *, rows: int, journal: Journal | None = None, done: Callable[[Result], None]
+) -> Iterator[Item]:
+    """The items of `source`, in order, each as soon as it and all before it are finished.
+
+    With a journal, what it knows is not run again, and what is run is in it before it is handed out. `done` is told of
+    every result that was run.
+    """
+    window = Window.of_rows(source, rows, *([journal.known] if journal else []))
+    while not window.exhausted:
+        for result in runner(window):
+            item, part = window.place(result)
+            if journal is not None:
+                journal.add(item, part, result)
+            done(result)
+            yield from window.ready()
+        yield from window.ready()

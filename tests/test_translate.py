@@ -1,0 +1,335 @@
+"""bltcli translate: as many lines out as in, in order, whatever they hold and however the run ends."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pytest
+
+from bltcli.batch import predictor
+from bltcli.batch.predictor import Predictor
+from bltcli.bundle import open_bundle
+from bltcli.decoding import MethodOptions
+from bltcli.decoding.driver import generate_texts
+from bltcli.decoding.stop import Stop
+from bltcli.pipeline import open_model
+from bltcli.sampling import Sampler
+from tests.cli_support import bltcli, here, home, one_line, start
+from tests.toy import ToyModel, chain
+
+#: The tiny model is untrained: sampling ends its translations now and then, greedy decoding never.
+TINY = ("translate", "--model", "bundle", "--to", "fr", "--temperature", "1", "-q")
+SOURCES = [
+    b"One.",
+    b"",
+    b"  two \t",
+    b"en>fr",
+    b"\xff\xfe\0",
+    "Größe 🙂 e\u0301".encode(),
+    b"<EOS> [bold]x[/bold]",
+    b" ",
+]
+
+
+def write(name: str, data: bytes) -> str:
+    (home() / name).write_bytes(data)
+    return name
+
+
+def alone(source: bytes, number: int, max_bytes: int) -> bytes:
+    """The translation of one line, by the library, with nothing else in the batch."""
+    model = open_model(open_bundle(home() / "bundle"))
+    texts, _ = generate_texts(
+        model, MethodOptions().make(model), [b"en>fr\n" + source + b"\n"], sampler=Sampler(temperature=1.0),
+        stop=Stop(max_bytes=max_bytes, strings=(b"\n",)), records=[number],
+    )  # fmt: skip
+    return texts[0].decode(errors="replace").replace("\r", " ").encode()
+
+
+def test_each_line_is_what_the_model_says_of_it_alone() -> None:
+    done = here(*TINY, "-n", "30", "--batch-size", "3", write("sources", b"\n".join(SOURCES)))
+    out = done.stdout.split(b"\n")
+    assert done.returncode == 4
+    expected = [alone(s.strip(b" \t"), n, 30) if s.strip() else b"" for n, s in enumerate(SOURCES)]
+    expected[2] = b"  " + expected[2] + b" \t"
+    expected[7] = b" "
+    assert out == expected
+
+
+def test_ends_of_lines_stay_as_they_are() -> None:
+    for end in (b"", b"\n", b"\r\n"):
+        out = here(*TINY, "-n", "4", write("ends", b"a\r\nb\n\r\n\n \r\nc" + end)).stdout
+        assert out.count(b"\n") == 5 + bool(end)
+        lines = out.split(b"\n")
+        assert [line.endswith(b"\r") for line in lines[:5]] == [True, False, True, False, True]
+        assert (lines[2:5], lines[5].endswith(b"\r")) == ([b"\r", b"", b" \r"], end == b"\r\n")
+        assert out.endswith(end or lines[5])
+    assert here(*TINY, write("nothing", b"")).stdout == b""
+
+
+def test_hostile_lines_keep_their_number_and_order() -> None:
+    rng = np.random.default_rng(0)
+    lines = [bytes(rng.integers(0, 256, int(size)).astype(np.uint8)).replace(b"\n", b"") for size in
+             rng.integers(0, 120, 60)]  # fmt: skip
+    lines[10], lines[20] = b"x" * 3000, b"de>en\r" * 30 + b"."
+    lines[30:40] = [b"%d" % n for n in range(10)]
+    whole = here(*TINY, "-n", "3", "--jsonl", "--batch-size", "7", write("hostile", b"\n".join(lines) + b"\n"))
+    records = [json.loads(line) for line in whole.stdout.splitlines()]
+    assert [record["id"] for record in records] == list(range(1, 61))
+    assert [record["source"] for record in records] == [line.decode(errors="replace") for line in lines]
+    text = here(*TINY, "-n", "3", "--batch-size", "2", "hostile").stdout
+    assert [record["output"].encode() for record in records] == [
+        line.removesuffix(b"\r") for line in text.split(b"\n")[:-1]
+    ]
+    assert text.count(b"\n") == 60
+
+
+def test_a_line_of_100_kB_is_translated_piece_by_piece() -> None:
+    line = b"A sentence of some length, once more. " * 2650
+    done = here(*TINY, "-n", "2", "--jsonl", write("long", b"short\n" + line + b"\nshort\n"))
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [record["stats"]["pieces"] for record in records] == [1, 265, 1]
+    assert records[1]["output"].endswith(" ")
+
+
+def test_the_context_bounds_the_pieces() -> None:
+    done = here(*TINY, "-n", "4000", "--split-bytes", "9000", "--jsonl", write("piece", b"x" * 200))
+    assert json.loads(done.stdout)["stats"]["pieces"] == 3
+    done = here(*TINY, "-n", "5000", "piece")
+    assert done.returncode == 2
+    assert "leaves no room; use at most 4083" in one_line(done)
+    assert here(*TINY, "-n", "4083", "--split-bytes", "4", write("one", b"x")).returncode in (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--to", "de"], "was trained on en>fr, fr>en"),
+        (["--from", "de", "--to", "fr"], "was trained on en>fr, fr>en"),
+        (["--to", "fr", "-n", "0"], "--max-bytes is 0"),
+        (["--to", "fr", "--resume"], "--resume needs --journal"),
+        (["--to", "fr", "--journal", "."], "--journal . is a folder"),
+        (["--to", "fr", "-o", "x", "-"], "-o writes a file per input file"),
+        (["--to", "fr", "nowhere"], "cannot read nowhere: No such file"),
+        (["--to", "fr", "--method", "blt-d", "empty"], "trained on next bytes only"),
+        (["--to", "fr", "--engine", "magic"], "magic"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(args: list[str], says: str) -> None:
+    write("empty", b"")
+    done = here("translate", "--model", "bundle", *args)
+    assert (done.returncode, done.stdout) == (3 if "blt-d" in args else 2, b"")
+    assert says in one_line(done)
+
+
+class Translator(ToyModel):
+    """Ends "B" after "A" after any line end; the rest as the law of a chain."""
+
+    engine_name, bundle_sha256, tuned = "toy", "abc", None
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def use(*ids: int, broken: bytes | None = None) -> None:
+        law = chain(*ids)
+
+        class Model(Translator):
+            def extend(self, ids: Any) -> Any:
+                found = super().extend(ids)
+                if broken and any(broken in bytes(max(0, i - 4) for i in text) for text in self.texts):
+                    raise RuntimeError("the engine broke")
+                return found
+
+        monkeypatch.setattr(predictor, "open_model", lambda bundle, *, rows, **_: Model(law, law, rows=rows))
+
+    monkeypatch.setattr(Predictor, "_close", lambda self: setattr(self, "_opened", None))
+    return use
+
+
+A, B, LF, CR, EOS = 4 + 65, 4 + 66, 4 + 10, 4 + 13, 2
+PLAIN = ("translate", "--model", "bundle", "--to", "fr")
+
+
+def test_a_finished_translation_is_exit_code_0(toy: Any) -> None:
+    toy(LF, A, B, EOS)
+    done = here(*PLAIN, write("two", b"x\n\ny"))
+    assert (done.returncode, done.stdout) == (0, b"AB\n\nAB")
+    assert b"3 records" in done.stderr
+
+
+def test_a_translation_ends_at_a_line_feed_and_never_breaks_its_line(toy: Any) -> None:
+    toy(LF, A, CR, B)
+    done = here(*PLAIN, "--jsonl", write("two", b"x\ny\n"))
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(r["output"], r["status"]) for r in records] == [("A B", "ok")] * 2
+    assert done.returncode == 0
+
+
+def test_a_cut_off_translation_is_kept_counted_and_exit_code_4(toy: Any) -> None:
+    toy(LF, A, B)
+    assert here(*PLAIN, "-n", "3", write("two", b"x\ny\n")).returncode == 0  # the third byte is a line feed
+    done = here(*PLAIN, "-n", "2", "two")
+    assert (done.returncode, done.stdout) == (4, b"AB\nAB\n")
+    assert b"2 truncated" in done.stderr
+    toy(LF, A, 4 + 0xC3, 4 + 0xA9)
+    done = here(*PLAIN, "-n", "2", "two")
+    assert (done.returncode, done.stdout) == (4, "A\ufffd\nA\ufffd\n".encode())
+    assert here(*PLAIN, "-n", "2", "--utf8", "raw", "two").stdout == b"A\xc3\nA\xc3\n"
+
+
+def test_a_line_that_fails_is_empty_or_its_source_and_said(toy: Any) -> None:
+    toy(LF, A, B, EOS, broken=b"bad")
+    write("three", b"x\r\n very bad \r\ny\r\n")
+    done = here(*PLAIN, "three")
+    assert (done.returncode, done.stdout) == (4, b"AB\r\n\r\nAB\r\n")
+    assert b"three, line 2: RuntimeError: the engine broke\n" in done.stderr
+    assert b"1 failed" in done.stderr
+    done = here(*PLAIN, "--on-error", "copy", "-q", "--journal", "failed.jsonl", "three")
+    assert done.stdout == b"AB\r\n very bad \r\nAB\r\n"
+    assert done.stderr == b"bltcli: three, line 2: RuntimeError: the engine broke\n"
+    assert b"the engine broke" in (home() / "failed.jsonl").read_bytes()
+    record = json.loads(here(*PLAIN, "--jsonl", "three").stdout.splitlines()[1])
+    assert (record["status"], record["output"], record["source"]) == ("failed", "", " very bad ")
+    assert record["error"] == "RuntimeError: the engine broke"
+
+
+def test_files_are_one_text_on_stdout_and_files_of_their_own_in_a_folder(toy: Any, tmp_path: Path) -> None:
+    toy(LF, A, B, EOS)
+    names = [write(name, data) for name, data in {"f1": b"x", "f2": b"", "f3": b"\ny"}.items()]
+    assert here(*PLAIN, *names).stdout == b"AB\n\nAB"
+    done = here(*PLAIN, *names, "-o", str(tmp_path / "out"))
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == {"f1": b"AB", "f2": b"", "f3": b"\nAB"}
+    here(*PLAIN, *names, "-o", str(tmp_path / "out"), "--jsonl")
+    records = [json.loads(line) for line in (tmp_path / "out" / "f3.jsonl").read_bytes().splitlines()]
+    assert [(r["id"], r["file"], r["output"]) for r in records] == [(1, "f3", ""), (2, "f3", "AB")]
+
+
+def pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None
+    return stream
+
+
+def test_a_line_that_is_piped_in_comes_out_before_the_next() -> None:
+    with start(*TINY, "-n", "5") as process:
+        for line in (b"Hello.\n", b"\n", b"Good morning.\n"):
+            pipe(process.stdin).write(line)
+            pipe(process.stdin).flush()
+            assert pipe(process.stdout).readline().endswith(b"\n")
+        pipe(process.stdin).close()
+        assert pipe(process.stdout).read() == b""
+        assert process.wait(60) in (0, 4)
+
+
+def test_a_reader_may_leave_and_a_user_interrupt() -> None:
+    data = b"Some line.\n" * 3000
+    with start(*TINY, "--journal", "left.jsonl", write("many", data)) as process:
+        pipe(process.stdout).readline()
+        pipe(process.stdout).close()
+        assert (process.wait(60), pipe(process.stderr).read()) == (141, b"")
+    with start(*TINY, "--journal", "stopped.jsonl", "many") as process:
+        pipe(process.stdout).readline()
+        process.send_signal(signal.SIGINT)
+        some = pipe(process.stdout).read()
+        assert (process.wait(60), pipe(process.stderr).read()) == (130, b"")
+    assert some.count(b"\n") < 2999
+
+
+def count(journal: Path) -> int:
+    """Lines of a journal, which need not exist."""
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def test_runs_killed_at_any_moment_come_to_the_same_output_in_the_end() -> None:
+    rng = random.Random(1)
+    words = ["one", "two.", "three", "", "four?", "five"]
+    data = "".join(" ".join(rng.choices(words, k=rng.randint(0, 30))) + "\n" for _ in range(100)).encode()
+    args = (*TINY, "-n", "25", "--batch-size", "8", "--split-bytes", "60", write("input", data))
+    whole = bltcli(*args)
+    assert whole.returncode == 4
+    journal, lines = home() / "killed.jsonl", [0]
+    while True:
+        wanted = lines[-1] + rng.randint(1, 70)
+        with start(*args, "--journal", "killed.jsonl", "--resume", "-o", "killed") as process:
+            while process.poll() is None and count(journal) < wanted:
+                time.sleep(0.01)
+            if process.poll() is not None:
+                break
+            process.kill()
+        assert not (home() / "killed" / "input").exists()
+        lines.append(count(journal))
+    assert process.returncode == 4
+    assert (home() / "killed" / "input").read_bytes() == whole.stdout
+    assert lines == sorted(lines)
+    assert len(lines) > 3
+    entries = [json.loads(line) for line in journal.read_bytes().splitlines()[1:]]
+    places = [(entry["n"], entry.get("part", 0)) for entry in entries]
+    assert len(places) == len(set(places))  # nothing that was kept was done again
+    again = bltcli(*args, "--journal", "killed.jsonl", "--resume", data=b"")
+    assert again.stdout == whole.stdout
+
+
+def test_a_journal_belongs_to_its_input_model_and_options() -> None:
+    args = (*TINY, "-n", "4", "--journal", "own.jsonl")
+    write("in1", b"one\ntwo\n")
+    first = here(*args, "in1")
+    assert first.returncode == 4
+    done = here(*args, "in1")
+    assert done.returncode == 2
+    assert "own.jsonl exists; go on with it by --resume" in one_line(done)
+    assert here(*args, "--resume", "in1").stdout == first.stdout
+    assert here(*args, "--resume", "--batch-size", "3", "in1").stdout == first.stdout
+    for changed, says in (
+        ([write("in2", b"one\nthree\n")], "begun with input_sha256"),
+        (["in1", "--seed", "7"], 'begun with sampling {"temperature": 1.0'),
+        (["in1", "--from", "en", "--method", "ar"], 'begun with method "blt-s", this run has "ar"'),
+        (["in1", "-n", "5"], "begun with max_bytes 4, this run has 5"),
+        (["in1", "--split-bytes", "5"], "begun with split_bytes 400, this run has 5"),
+        (["in1", "--no-exact"], "begun with exact true, this run has false"),
+    ):
+        done = here(*args, "--resume", *changed)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert says in one_line(done)
+
+
+def test_a_journal_of_piped_input_knows_its_lines() -> None:
+    args = (*TINY, "-n", "4", "--journal", "piped.jsonl")
+    first = bltcli(*args, data=b"one\ntwo\nthree\n")
+    again = bltcli(*args, "--resume", data=b"one\ntwo\nthree\nfour\n")
+    assert again.stdout.startswith(first.stdout)
+    assert again.stdout.count(b"\n") == 4
+    done = bltcli(*args, "--resume", data=b"one\n2\nthree\n")
+    assert done.returncode == 2
+    assert "record 2 differs" in one_line(done)
+
+
+def test_metrics_are_what_was_done() -> None:
+    done = here(*PLAIN, "-n", "4", "--metrics-file", "metrics.prom", write("three", b"one\n\ntwo\n"))
+    assert b"2 truncated" in done.stderr
+    text = (home() / "metrics.prom").read_text()
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert values['bltcli_records_total{status="truncated"}'] == "2"
+    assert values['bltcli_records_total{status="ok"}'] == "1"
+    assert values["bltcli_source_bytes_total"] == "9"
+    assert values["bltcli_output_bytes_total"] == str(len(done.stdout))
+    assert values["bltcli_generated_bytes_total"] == "8"
+    assert int(values['bltcli_passes_total{graph="decoder"}']) > 0
+    families = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert {name.partition("{")[0] for name in values} == families
+
+
+def test_progress_in_a_log_is_plain_and_only_on_request() -> None:
+    quiet = here(*TINY, "-n", "4", write("lines", b"line\n" * 40))
+    assert quiet.stderr == b""
+    done = here(*PLAIN, "-n", "60", "--batch-size", "1", "--progress", "lines")
+    lines = done.stderr.decode().splitlines()
+    assert len(lines) >= 2
+    assert all(line.startswith("bltcli: ") and "records" in line for line in lines)
+    assert "s left" in lines[0]
+    assert "s left" not in lines[-1]
