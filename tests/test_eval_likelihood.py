@@ -31,7 +31,7 @@ from bltcli.vocab import encode
 from bltcli_export.exporter import export_checkpoint
 from tests.cli_support import bltcli, environment, here, home, one_line
 from tests.conftest import TinyBundle
-from tests.helpers import hf_logits, load_hf
+from tests.helpers import hf_logits, load_hf, random_text
 from tests.toy import ToyModel, random_law
 
 pytest.importorskip("lm_eval")
@@ -142,6 +142,36 @@ def test_scores_do_not_depend_on_what_is_scored_together(hf_bundle: Bundle, tmp_
         found = {n: s for group in plan(requests, rows)
                  for n, s in zip(group, score(model, [requests[n] for n in group]), strict=True)}  # fmt: skip
         assert [found[n] for n in range(len(requests))] == expected  # to the last bit
+
+
+def test_long_texts_are_scored_as_if_alone_though_windows_slide(tiny_bundle: TinyBundle) -> None:
+    bundle = tiny_bundle("lookup")
+    text = random_text(4000, seed=5)
+    # contexts on both sides of where the buffers let go; continuations of one call, of several, and one again
+    requests = [
+        (text[start : start + size], text[at : at + length])
+        for start, size in enumerate((300, 520, 560, 600, 1150))
+        for at, length in ((2000, 20), (2100, 600), (2300, 90), (3000, 1), (3100, 129), (3300, 130), (3500, 40))
+    ]
+    alone = open_model(bundle)
+    expected = [score(alone, [request])[0] for request in requests]
+    for rows in (1, 3):
+        model = open_model(bundle, rows=rows)
+        for group in plan(requests, rows):
+            assert score(model, [requests[n] for n in group]) == [expected[n] for n in group]
+
+
+@pytest.mark.parametrize("size", [480, 900])
+def test_long_texts_have_hugging_faces_likelihoods(size: int, hf_checkpoint: Path, hf_bundle: Bundle) -> None:
+    text = random_text(2000, seed=size).decode()
+    pairs = [(text[:size], text[size : size + length]) for length in (150, 400, 30)]
+    model = load_hf(hf_checkpoint)
+    for (nats, _), pair in zip(
+        HarnessModel(Generator(hf_bundle)).loglikelihood(requests_of(pairs)), pairs, strict=True
+    ):
+        all_outputs, _, _, near_tie = hugging_face(model, *pair)
+        assert not near_tie
+        assert abs(nats - all_outputs) < 1e-4
 
 
 # scoring, on a model whose law is written down

@@ -72,23 +72,25 @@ def score(model: TextModel, requests: Sequence[Request]) -> list[Score]:
     rows = len(model.lengths)
     assert len(by_context) <= rows
 
-    # contexts
-    for row in range(rows):
-        model.clear(row)
     nothing = encode(b"", bos=False)
-    texts = [encode(context) for context in by_context]
-    firsts = [logits[-1:] for logits in run_after(model, texts + [nothing] * (rows - len(texts)))]
-    lengths = model.lengths.copy()
-
-    # their continuations, one of each context at a time
+    beginnings = [encode(context) for context in by_context] + [nothing] * (rows - len(by_context))
+    firsts, lengths = [np.empty(0, dtype=np.float32)] * rows, model.lengths.copy()
     found: dict[int, Score] = {}
-    for turn in range(max(map(len, by_context.values()), default=0)):
+    after_contexts = False
+    for turn in range(max(map(len, by_context.values()), default=0)):  # one continuation of each context at a time
+        if not after_contexts:
+            for row in range(rows):
+                model.clear(row)
+            firsts = [logits[-1:] for logits in run_after(model, beginnings)[0]]
+            lengths = model.lengths.copy()
         numbers = {row: own[turn] for row, own in enumerate(by_context.values()) if turn < len(own)}
         texts = [encode(requests[numbers[r]][1], bos=False) if r in numbers else nothing for r in range(rows)]
-        logits = run_after(model, [ids[:-1] for ids in texts])
-        model.rewind(lengths)
+        logits, calls = run_after(model, [ids[:-1] for ids in texts])
         for row, number in numbers.items():
             found[number] = score_of(np.concatenate([firsts[row], logits[row]]), texts[row])
+        after_contexts = calls < 2  # a model lets go of what lies beyond its window once the next call begins
+        if after_contexts:
+            model.rewind(lengths)
     return [found[number] for number in range(len(requests))]
 
 
@@ -100,16 +102,17 @@ def score_of(logits: FloatArray, ids: IdArray) -> Score:
     return Score(nats=float(each.sum()), greedy=bool((scores.argmax(axis=-1) == ids).all()))
 
 
-def run_after(model: TextModel, texts: Sequence[IdArray]) -> list[FloatArray]:
-    """Run texts[r] after what row r holds; the next-byte logits of each of its bytes, [len(texts[r]), 260]. UsageError
-    where the context ends first."""
+def run_after(model: TextModel, texts: Sequence[IdArray]) -> tuple[list[FloatArray], int]:
+    """Run texts[r] after what row r holds; the next-byte logits of each of its bytes, [len(texts[r]), 260], and the
+    number of calls it took. UsageError where the context ends first."""
     found: list[list[FloatArray]] = [[np.empty((0, OUTPUT_IDS), dtype=np.float32)] for _ in texts]
-    for pieces in _pieces(model, texts):
+    calls = 0
+    for calls, pieces in enumerate(_pieces(model, texts), 1):  # noqa: B007
         logits = model.extend(pieces)
         for row, piece in enumerate(pieces):
             if len(piece):
                 found[row].append(logits[row, : len(piece)].copy())
-    return [np.concatenate(parts) for parts in found]
+    return [np.concatenate(parts) for parts in found], calls
 
 
 def _pieces(model: TextModel, texts: Sequence[IdArray]) -> Iterator[list[IdArray]]:
