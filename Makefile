@@ -54,7 +54,7 @@ golden: $(TEST_VENV)/.installed
 bench: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python benchmarks/compare_hf.py
 	$(TEST_VENV)/bin/bltcli bench benchmarks/prompts.jsonl --ignore-eos --run 'ar exact=no,yes' --run 'blt-s k=1,2,4,8,16' \
-		--run auto --format json -o benchmarks/results/builtin.json
+		--run auto --repeats 7 --format json -o benchmarks/results/builtin.json
 	$(TEST_VENV)/bin/python benchmarks/exactness.py
 
 # docs/results.md, from what `make bench` measured

@@ -20,6 +20,7 @@ from bltcli.bench.formats import as_csv, as_markdown, as_text, equality
 from bltcli.bench.hugging_face import HuggingFace
 from bltcli.bench.measure import Task, Turn, open_contenders, take_turns
 from bltcli.bench.noise import chance, differ, spread
+from bltcli.bench.page import as_html
 from bltcli.bench.paper import beside_paper, parse_paper
 from bltcli.bench.report import broken_promises, make_rows
 from bltcli.bench.run import Report, run_bench
@@ -35,8 +36,9 @@ from bltcli.sampling import Sampler
 from bltcli_export.exporter import export_checkpoint
 from tests.conftest import TinyBundle
 
-TASK = Task((b"Once upon", b"a time"), Sampler(ignore_eos=True), Stop(max_bytes=24))
-SETTINGS = ("ar", "ar exact=no", "blt-s k=4", "blt-dv block=4", "blt-d block=8 unmask=one-step", "blt-s engine=torch")
+#: The second text ends just below a step of the buffers, so that a draft over its end needs larger ones.
+TASK = Task((b"Once upon", b"a time" * 8), Sampler(ignore_eos=True), Stop(max_bytes=70))
+SETTINGS = ("ar", "ar exact=no", "blt-s k=4", "blt-dv block=4", "blt-d block=16 unmask=one-step", "blt-s engine=torch")
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +110,14 @@ def test_bytes_and_passes_are_those_of_generation(bundle: Bundle, report: Report
         setting = parse_settings([text])[0]
         model = open_model(bundle, engine=setting.engine or "auto", exact=setting.exact)
         found = []
-        for prompt in TASK.prompts:
+        for prompt in TASK.prompts * 2:  # once to warm up: buffers keep their size
             method = setting.options.make(model)
             found.append(generate_texts(model, method, [prompt], sampler=TASK.sampler, stop=TASK.stop)[1])
-        assert row["new_bytes"] == 48
+        found = found[len(TASK.prompts) :]
+        assert row["new_bytes"] == 140
         assert row["nfe"] == {g: sum(s.decode.nfe[g] for s in found) for g in bundle.parameters}
         assert row["weight_bytes_read"] == sum(s.decode.weight_bytes for s in found)
+        assert row["kv_bytes_read"] == sum(s.decode.kv_bytes for s in found)
         assert row["paper_gb"] == paper_gb(row["nfe"], bundle.parameters)
 
 
@@ -122,7 +126,7 @@ def test_every_row_says_whether_its_bytes_are_those_of_ar(report: Report) -> Non
     for setting in ("ar", "blt-s k=4", "blt-dv block=4"):
         assert facts[setting]["agreement"]["equal"]
         assert facts[setting]["promised"]
-    unverified = facts["blt-d block=8 unmask=one-step"]
+    unverified = facts["blt-d block=16 unmask=one-step"]
     assert not unverified["agreement"]["equal"]
     assert unverified["agreement"]["differs_at"] is not None
     assert 0 <= unverified["agreement"]["equal_share"] < 1
@@ -156,7 +160,7 @@ def test_rows_are_told_by_arithmetic_on_their_turns(bundle: Bundle) -> None:
     stats = real[0][0].stats
     assert stats is not None
     read = sum(w.weight_bytes + w.kv_bytes for w in (stats.prefill, stats.decode))
-    assert rows[0]["bytes_per_s"] == {"median": 24, "low": 18, "high": 36}
+    assert rows[0]["bytes_per_s"] == {"median": 70, "low": 52.5, "high": 105}
     assert rows[1]["speedup"] == {"median": 0.5, "low": 0.5, "high": 0.5}
     assert rows[0]["floor_share"] == pytest.approx(read / 1e6 / 2)
     assert rows[0]["python_share"] == 0.75
@@ -308,7 +312,7 @@ def test_a_difference_beyond_the_noise_is_told_from_one_within(report: Report) -
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"task": {"max_bytes": 25}}, "task.max_bytes: 24 and 25"),
+        ({"task": {"max_bytes": 25}}, "task.max_bytes: 70 and 25"),
         ({"task": {"prompt_sha256": "0"}}, "task.prompt_sha256"),
         ({"bundles": {"fp32": "0"}}, "bundle \\(fp32\\) sha256"),
         ({"rows": []}, "share no setting"),
@@ -320,6 +324,14 @@ def test_reports_of_different_work_are_refused(report: Report, change: Report, f
         other["task"] = {**report["task"], **change["task"]}
     with pytest.raises(UsageError, match=field):
         compare_reports(report, other)
+
+
+def test_a_text_that_ends_at_once_is_reported_too(measure: Callable[..., Report]) -> None:
+    empty = measure("ar", "blt-s")
+    for row in empty["rows"]:
+        row["new_bytes"] = 0
+    assert compare_reports(empty, empty)["rows"][0]["ratio"] == 1
+    assert "blt-s k=8" in as_html(empty)
 
 
 def test_hugging_face_runs_on_the_same_weights_and_no_others(

@@ -63,7 +63,7 @@ def _by_setting(report: Report) -> dict[tuple[str, str | None, str | None], Mapp
 
 
 def _row(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    speed_a, speed_b = ([row["new_bytes"] / s for s in row["seconds"]] for row in (a, b))
+    speed_a, speed_b = ([max(1, row["new_bytes"]) / s for s in row["seconds"]] for row in (a, b))
     p = chance(speed_a, speed_b)
     return {
         "setting": a["setting"],

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from bltcli.bench.settings import Setting
 from bltcli.bundle import Bundle
+from bltcli.decoding import MethodOptions
 from bltcli.decoding.driver import generate_texts
 from bltcli.decoding.stop import Stop
 from bltcli.graphs import GraphSpec
@@ -87,12 +88,11 @@ class TimedEngine:
 class Ours:
     """One setting over a pipeline."""
 
-    def __init__(self, setting: Setting, bundle: Bundle, model: Pipeline, task: Task) -> None:
-        """ModelError or UsageError where the model cannot run this method."""
-        self.setting, self.bundle, self.model, self.task = setting, bundle, model, task
-        self.options = setting.options.resolved(model)
+    def __init__(self, setting: Setting, options: MethodOptions, bundle: Bundle, model: Pipeline, task: Task) -> None:
+        """`options`: what the setting's stand for. ModelError or UsageError where the model cannot run this method."""
+        self.setting, self.options, self.bundle, self.model, self.task = setting, options, bundle, model, task
         self._timers = _timers(model)
-        setting.options.make(model)
+        options.make(model)
 
     @property
     def name(self) -> str:
@@ -120,9 +120,9 @@ class Ours:
 def open_contenders(
     settings: Sequence[Setting], bundle_of: Callable[[str | None], Bundle], task: Task, *, engine: str, threads: int
 ) -> list[Ours]:
-    """One contender per setting. Settings with the same engine, precision and padding share a pipeline: the same
-    weights in memory, and buffers as large as any of them needs."""
-    models: dict[tuple[str, str | None, bool], Pipeline] = {}
+    """One contender per setting, with buffers of its own; those with the same engine, precision and padding share the
+    weights in memory."""
+    models: dict[tuple[str, str | None, bool], list[Pipeline]] = {}
     bundles: dict[str | None, Bundle] = {}
     contenders = []
     for setting in settings:
@@ -131,8 +131,11 @@ def open_contenders(
             bundles[setting.precision] = bundle_of(setting.precision)
         bundle = bundles[setting.precision]
         if key not in models:
-            models[key] = open_model(bundle, engine=key[0], threads=threads, exact=setting.exact)
-        contenders.append(Ours(setting, bundle, models[key], task))
+            models[key] = [open_model(bundle, engine=key[0], threads=threads, exact=setting.exact)]
+        else:
+            models[key].append(models[key][-1].nursery)
+        used = setting.options.resolved(models[key][0])
+        contenders.append(Ours(setting, used, bundle, models[key][-1], task))
     return contenders
 
 

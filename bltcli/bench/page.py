@@ -144,9 +144,9 @@ def _graphs(rows: Sequence[Mapping[str, Any]]) -> Any:
 
     timed = [row for row in rows if row["graph_s"]][::-1]
     parts: dict[str, list[float]] = {
-        graph: [row["graph_s"][graph] / row["new_bytes"] * 1e6 for row in timed] for graph in GRAPHS
+        graph: [row["graph_s"][graph] / max(1, row["new_bytes"]) * 1e6 for row in timed] for graph in GRAPHS
     }
-    whole = [median(row["seconds"]) / row["new_bytes"] * 1e6 for row in timed]
+    whole = [median(row["seconds"]) / max(1, row["new_bytes"]) * 1e6 for row in timed]
     inside = [sum(parts[graph][i] for graph in GRAPHS) for i in range(len(timed))]
     parts[_PYTHON] = [max(0.0, a - b) for a, b in zip(whole, inside, strict=True)]
     names = [row["setting"] for row in timed]

@@ -72,6 +72,15 @@ def candidates(block_size: int, quality: float | None) -> list[Setting]:
     return parse_settings(texts)
 
 
+def most_turns(count: int) -> int:
+    """How many turns a search among `count` settings takes at most."""
+    turns = before = 0
+    for repeats, kept_share in STAGES:
+        turns += count * (repeats - before)
+        before, count = repeats, min(count, max(FINALISTS, math.ceil(count * kept_share)) + 1)
+    return turns
+
+
 def search_key(task: Task, bundle_sha256: str, engine: str, quality: float | None) -> dict[str, Any]:
     """What a search rests on: one of another key starts anew."""
     return {

@@ -104,7 +104,7 @@ def run(o: Options) -> None:
     from bltcli.bench.profiles import Profile, profile_path, write_profile
     from bltcli.bench.prompts import read_prompts
     from bltcli.bench.run import open_bundles
-    from bltcli.bench.tune import State, candidates, search, search_key
+    from bltcli.bench.tune import State, candidates, most_turns, search, search_key
     from bltcli.decoding.stop import Stop
     from bltcli.models import cache_dir
 
@@ -127,7 +127,7 @@ def run(o: Options) -> None:
         path.unlink(missing_ok=True)
     state = State(path, key)
     render.detail(f"{bundle.path} ({bundle.precision}) on {engine}, {len(chosen)} settings, state in {path}")
-    with render.progress(len(chosen), o.progress, unit="runs") as advance:
+    with render.progress(most_turns(len(chosen)), o.progress, unit="runs") as advance:
         done = 0
 
         def count() -> None:
