@@ -50,8 +50,8 @@ def test_the_last_row_of_a_step_counts(tmp_path: Path) -> None:
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
 def test_ticks_span_their_range(low: float, width: float) -> None:
     found = ticks(low, low + width)
-    assert found[0] <= low + 1e-6 * abs(low)
-    assert found[-1] >= low + width - 1e-6 * abs(low + width)
+    assert found[0] <= low + 1e-6 * abs(low) + 1e-30
+    assert found[-1] >= low + width - 1e-6 * abs(low + width) - 1e-30
     assert 2 <= len(found) <= 9
 
 
