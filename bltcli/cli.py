@@ -18,13 +18,14 @@ READER_GONE = 141
 COMPLETE = "_BLTCLI_COMPLETE"
 #: Packages that only some verbs need -> the extra of bltcli that brings them.
 EXTRAS = {"onnxruntime": "cpu", "torch": "torch", "huggingface_hub": "hub", "sacrebleu": "eval", "lm_eval": "eval",
-          "datasets": "eval"}  # fmt: skip
+          "datasets": "eval", "ray": "ray"}  # fmt: skip
 
 #: Verb -> the line that `bltcli --help` shows, so that listing the verbs imports none of them.
 VERBS = {
     "generate": "Continue a prompt, byte by byte or many bytes per pass.",
     "replay": "Watch a generation that was traced.",
     "translate": "Translate lines: as many out as in, in order.",
+    "batch": "Continue many prompts: records in, records out, in order.",
     "patches": "Show how the model splits a text into patches.",
     "export": "Export a checkpoint to ONNX graphs (a bundle).",
     "build": "Build TensorRT engines for the graphs of a bundle.",

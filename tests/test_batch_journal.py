@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bltcli.batch.journal import Journal, bytes_fields, bytes_of, digest_of
-from bltcli.batch.ordering import Item, Result
+from bltcli.batch.ordering import Item, Result, Window
 from bltcli.batch.run import run_items
 from bltcli.decoding.driver import Request
 from bltcli.decoding.stop import Stop
@@ -60,12 +60,12 @@ def answer(request: Request) -> Result:
     return Result(request.record, OUTPUTS[len(request.prompt) % 4], "length")
 
 
-def run(path: Path | None, found: list[Item], runner: Runner, *, rows: int = 4) -> list[list[Result]]:
+def run(path: Path | None, found: list[Item], runner: Runner) -> list[list[Result]]:
     if path is None:
-        return [item.found for item in run_items(Listed(found), runner, rows=rows, done=lambda _: None)]
+        return [item.found for item in run_items(Window(Listed(found), ahead=64), runner, done=lambda _: None)]
     with Journal(path, HEADER, resume=True) as journal:
-        source = Listed(found)
-        return [item.found for item in run_items(source, runner, rows=rows, journal=journal, done=lambda _: None)]
+        window = Window(Listed(found), ahead=64, known=journal.known)
+        return [item.found for item in run_items(window, runner, journal=journal, done=lambda _: None)]
 
 
 def test_a_run_cut_at_any_byte_comes_to_the_same_and_repeats_nothing_that_was_kept(tmp_path: Path) -> None:
@@ -93,7 +93,8 @@ def test_a_run_that_is_cut_again_and_again_holds_little(tmp_path: Path) -> None:
     for attempt in range(12):
         with Journal(path, HEADER, resume=True) as journal:
             runner = Runner(rows=4, seed=attempt)
-            found = run_items(Listed(items(600)), runner, rows=1, journal=journal, done=lambda _: None)
+            window = Window(Listed(items(600)), ahead=64, known=journal.known)
+            found = run_items(window, runner, journal=journal, done=lambda _: None)
             for _ in zip(found, range(rng.randrange(600)), strict=False):
                 most = max(most, len(journal._waiting))
     assert run(path, items(600), Runner()) == expected

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from bltcli.batch import predictor
-from bltcli.batch.predictor import Predictor
 from bltcli.bundle import open_bundle
 from bltcli.decoding import MethodOptions
 from bltcli.decoding.driver import generate_texts
@@ -148,7 +147,6 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(predictor, "open_model", lambda bundle, *, rows, **_: Model(law, law, rows=rows))
 
-    monkeypatch.setattr(Predictor, "_close", lambda self: setattr(self, "_opened", None))
     return use
 
 

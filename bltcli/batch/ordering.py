@@ -13,10 +13,8 @@ from typing import Any, Final, Protocol
 from bltcli.decoding.driver import Request
 from bltcli.decoding.stop import FinishReason
 
-#: Records that may be under way at once, per text of a batch, and at most: what one run did out of order, another that
-#: goes on with its journal finds.
+#: Items that may be under way at once, per text that is decoded together.
 AHEAD_PER_ROW: Final = 64
-MOST_AHEAD: Final = 4096
 #: Bytes of input under way at once, whatever the number of records.
 AHEAD_BYTES: Final = 32 * 2**20
 
@@ -75,21 +73,17 @@ class Window(Iterator[Request]):
     """
 
     def __init__(
-        self, source: Source, *, ahead: int, ahead_bytes: int = AHEAD_BYTES, known: Known = lambda _item, _part: None
+        self, source: Source, *, ahead: int, ahead_bytes: int = AHEAD_BYTES, known: Known | None = None
     ) -> None:
         assert ahead >= 2
-        self._source, self._ahead, self._ahead_bytes, self._known = source, ahead, ahead_bytes, known
+        self._source, self._ahead, self._ahead_bytes = source, ahead, ahead_bytes
+        self._known = known or (lambda _item, _part: None)
         self._held: deque[Item] = deque()  # admitted and not handed back, in order
         self._held_bytes = 0
         self._block: list[tuple[Item, int]] = []  # to be handed out, last first
         self._running: dict[int, tuple[Item, int]] = {}  # by the request's record
         self._rising = False
         self._ended = False
-
-    @classmethod
-    def of_rows(cls, source: Source, rows: int, known: Known = lambda _item, _part: None) -> Window:
-        """A window that is large enough to group by length for `rows` texts at a time."""
-        return cls(source, ahead=max(2, min(AHEAD_PER_ROW * rows, MOST_AHEAD)), known=known)
 
     @property
     def exhausted(self) -> bool:

@@ -92,7 +92,7 @@ class Predictor:
             except Exception as error:
                 if isinstance(error, BltError) or error is feed.broken:
                     raise
-                self._close()
+                self.close()
                 yield from self._recovered(feed, stats, error)
 
     def _served(self, model: CountedModel, method: DecodingMethod, feed: _Feed, stats: DecodeStats) -> Iterator[Result]:
@@ -147,7 +147,8 @@ class Predictor:
                 self.notice(f"out of memory; going on with {self.rows} texts at a time")
         return self._opened
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Free the model; it is opened again when it is needed."""
         self._opened = None
         gc.collect()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from bltcli.batch.journal import Journal
-from bltcli.batch.ordering import Item, Result, Source, Window
+from bltcli.batch.ordering import Item, Result, Window
 from bltcli.decoding.driver import Request
 
 #: Turns requests into results, in any order; may end early when there is no request at the moment.
@@ -13,14 +13,13 @@ Runner = Callable[[Iterator[Request]], Iterator[Result]]
 
 
 def run_items(
-    source: Source, runner: Runner, *, rows: int, journal: Journal | None = None, done: Callable[[Result], None]
+    window: Window, runner: Runner, *, journal: Journal | None = None, done: Callable[[Result], None]
 ) -> Iterator[Item]:
-    """The items of `source`, in order, each as soon as it and all before it are finished.
+    """The items of a window, in order, each as soon as it and all before it are finished.
 
-    With a journal, what it knows is not run again, and what is run is in it before it is handed out. `done` is told of
-    every result that was run.
+    With a journal, which the window must know, what is run is in it before it is handed out. `done` is told of every
+    result that was run.
     """
-    window = Window.of_rows(source, rows, *([journal.known] if journal else []))
     while not window.exhausted:
         for result in runner(window):
             item, part = window.place(result)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -47,6 +50,11 @@ run_options = options(
     click.option("--resume", is_flag=True,
                  help="Go on with the --journal of an earlier run, or begin it; the input must be the same, and the "
                       "whole output is written again."),
+    click.option("--ray", is_flag=True,
+                 help="Run on a Ray cluster: the one that RAY_ADDRESS names, else the processors of this machine. The "
+                      "bundle must be in the same folder everywhere."),
+    click.option("--ray-actors", type=click.IntRange(min=1), default=None, metavar="N",
+                 help="Models to open on the cluster.  [default: one per processor, or per --threads]"),
     click.option("--metrics-file", metavar="FILE", default=None,
                  help="Write counters for Prometheus' textfile collector, every few seconds."),
     click.option("--progress/--no-progress", default=None,
@@ -60,6 +68,8 @@ class RunOptions:
 
     journal: str | None
     resume: bool
+    ray: bool
+    ray_actors: int | None
     metrics_file: str | None
     progress: bool | None
 
@@ -94,14 +104,15 @@ def running(
     """Yields a function from a source to its finished items, under the journal, the progress and the metrics asked for.
     `longest`: bytes of the longest text to be expected; `header`: what the output depends on besides the model."""
     from bltcli.batch.journal import Journal
+    from bltcli.batch.ordering import AHEAD_BYTES, AHEAD_PER_ROW, Window
     from bltcli.batch.progress import reported
-    from bltcli.batch.run import run_items
+    from bltcli.batch.run import Runner, run_items
     from bltcli.stats import DecodeStats
 
     model = predictor.open(longest)  # whatever is wrong with it is said before any input is read
     used = predictor.method.resolved(model)
     used.make(model)
-    stats = meter.stats = DecodeStats()
+    stats = DecodeStats()
     render.detail(f"{predictor.bundle.path} on {model.engine_name}, {used.method}, {predictor.rows} texts at a time")
     facts = {
         **header,
@@ -119,18 +130,47 @@ def running(
             reported(meter, progress=o.progress, metrics_file=o.metrics_file, text_on_stdout=text_on_stdout)
         )
 
+        runner: Runner = lambda requests: predictor.results(requests, stats)  # noqa: E731
+        bounds = AHEAD_PER_ROW * predictor.rows, AHEAD_BYTES
+        if o.ray:
+            from bltcli.batch import ray
+
+            predictor.close()
+            runner, bounds = ray.ray_runner(predictor, o.ray_actors), ray.BOUNDS
+        else:
+            meter.stats = stats
+
         def done(result: Result) -> None:
             meter.texts += 1
             meter.new_bytes += len(result.output)
             tick()
 
         def items(source: Source) -> Iterator[Item]:
-            for item in run_items(
-                source, lambda requests: predictor.results(requests, stats), rows=predictor.rows, journal=journal,
-                done=done,
-            ):  # fmt: skip
+            known = None if journal is None else journal.known
+            window = Window(source, ahead=bounds[0], ahead_bytes=bounds[1], known=known)
+            for item in run_items(window, runner, journal=journal, done=done):
                 yield item
+                meter.resumed = journal.used if journal else 0
                 tick()
-            meter.resumed = journal.used if journal else 0
 
         yield items
+
+
+def opened_input(file: str, example: str) -> Callable[[], IO[bytes]]:
+    """What opens `file` ("-": stdin). UsageError when it cannot be read, or when stdin is a terminal."""
+    from bltcli.batch.lines import opener
+
+    if file != "-":
+        return opener(Path(file))
+    if sys.stdin is None or streams.is_terminal(sys.stdin):
+        raise UsageError(f"there is no input; pipe it in, name a file, or try: {example}")
+    return lambda: sys.stdin.buffer
+
+
+def input_size(files: Sequence[str]) -> int | None:
+    """Bytes of the input ("-": stdin), where all of it are files."""
+    try:
+        found = [os.fstat(sys.stdin.fileno()) if file == "-" else os.stat(file) for file in files]
+    except (OSError, ValueError):
+        return None
+    return sum(entry.st_size for entry in found) if all(stat.S_ISREG(entry.st_mode) for entry in found) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from bltcli.commands import options
 from bltcli.commands.batching import (
     FAILED,
     RunOptions,
+    input_size,
+    opened_input,
     predictor_options,
     run_options,
     running,
@@ -97,7 +98,7 @@ def command(**values: Any) -> int:
 
 def run(o: Options) -> int:
     # options: everything that can be refused without a model
-    from bltcli.batch.lines import opened, opener
+    from bltcli.batch.lines import opened
     from bltcli.batch.metrics import Meter
     from bltcli.batch.outputs import ToFolder, ToStdout
     from bltcli.batch.translate import LineSource, direction, piece_bytes, translation
@@ -109,9 +110,8 @@ def run(o: Options) -> int:
     paths = [Path(file) for file in o.files if file != "-"]
     if o.output is not None and (not paths or len(paths) < len(o.files)):
         raise UsageError("-o writes a file per input file; name the files, or leave -o out")
-    inputs = [standard_input if file == "-" else opener(Path(file)) for file in o.files or ("-",)]
-    if "-" in (o.files or ("-",)):
-        standard_input()
+    files = o.files or ("-",)
+    inputs = [opened_input(file, EXAMPLE) for file in files]
 
     # model
     bundle = o.predictor.bundle
@@ -119,12 +119,12 @@ def run(o: Options) -> int:
     limit = piece_bytes(bundle, prompts, o.split_bytes, o.max_bytes)
     header = {
         "task": "translate", "direction": prompts.direction, "max_bytes": o.max_bytes, "split_bytes": limit,
-        "input_sha256": hashes(paths) if len(paths) == len(o.files) > 0 else None,
+        "input_sha256": hashes(paths) if len(paths) == len(files) else None,
     }  # fmt: skip
     longest = len(prompts.prompt(b"")) + limit + o.max_bytes
 
     # translation
-    meter = Meter(total_bytes=total_bytes(o.files))
+    meter = Meter(total_bytes=input_size(files))
     with ExitStack() as stack:
         sink: Sink = ToStdout()
         if o.output is not None:
@@ -136,17 +136,11 @@ def run(o: Options) -> int:
         for item in items(LineSource(lines, prompts, limit=limit, max_bytes=o.max_bytes)):
             done = translation(item, on_error=o.on_error, raw=o.utf8 == "raw")
             if done.error is not None:
-                streams.complain(f"{place(o.files, done)}: {done.error}")
+                streams.complain(f"{place(files, done)}: {done.error}")
             sink.write(done.source.line.file, rendered(done, o))
             meter.count(done.status, item.size, len(done.output) + len(done.source.line.end))
         sink.finish()
     return FAILED if meter.failed else 0
-
-
-def standard_input() -> Any:
-    if sys.stdin is None or streams.is_terminal(sys.stdin):
-        raise UsageError(f"there is no input; pipe it in, name a file, or try: {EXAMPLE}")
-    return sys.stdin.buffer
 
 
 def hashes(paths: list[Path]) -> list[str]:
@@ -155,17 +149,8 @@ def hashes(paths: list[Path]) -> list[str]:
     return [sha256_of(path) for path in paths]
 
 
-def total_bytes(files: tuple[str, ...]) -> int | None:
-    """Size of the input, where all of it are files."""
-    import os
-    import stat
-
-    found = [os.fstat(0) if file == "-" else os.stat(file) for file in files or ("-",)]
-    return sum(entry.st_size for entry in found) if all(stat.S_ISREG(entry.st_mode) for entry in found) else None
-
-
 def place(files: tuple[str, ...], done: Translation) -> str:
-    file = (files or ("-",))[done.source.line.file]
+    file = files[done.source.line.file]
     return f"line {done.source.number}" if file == "-" else f"{file}, line {done.source.number}"
 
 
@@ -173,8 +158,7 @@ def rendered(done: Translation, o: Options) -> bytes:
     """What is written for one line."""
     if not o.jsonl:
         return done.output + done.source.line.end
-    import json
+    from bltcli.batch.jsonl import to_line
 
     file = {"file": o.files[done.source.line.file]} if len(o.files) > 1 else {}
-    record = {"id": done.source.number, **file, **done.to_dict()}
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    return to_line({"id": done.source.number, **file, **done.to_dict()})
