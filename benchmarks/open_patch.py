@@ -32,23 +32,18 @@ NEW_BYTES = 256
 
 
 class FinishFirst(BlockDiffusion):
-    """BLT-D that writes byte by byte until the open patch is closed, then a block."""
+    """BLT-D that writes byte by byte until a patch has ended, takes the full model's byte after it, then a block."""
 
     def round(self, rows: Rows) -> None:
-        drafts = [NOTHING for _ in rows.active]
-        while self._open(rows).any():
-            logits = self.model.extend(rows.with_pending(drafts, self._open(rows)))
-            rows.verify(logits, drafts, self._open(rows))
-        super().round(rows)
-
-    def _open(self, rows: Rows) -> np.ndarray:
-        """Rows whose text with its one pending byte does not end a patch for certain."""
-        model = self.model
+        model, drafts = self.model, [NOTHING for _ in rows.active]
         assert isinstance(model, Pipeline)
-        waiting = [
-            len(ids) == 1 and model.patch_starts(row)[-1] < model.lengths[row] for row, ids in enumerate(rows.pending)
-        ]
-        return rows.active & np.array(waiting) & (model.room > 1)
+        rows.absorb(leave=1)
+        while (waiting := rows.active & (model.room > 1)).any():
+            logits = model.extend(rows.with_pending(drafts, waiting))
+            rows.verify(logits, drafts, waiting)
+            if all(model.patch_starts(row)[-1] == model.lengths[row] for row in np.flatnonzero(waiting)):
+                break
+        super().round(rows)
 
 
 def greedy(logits: FloatArray, rows: IdArray, positions: IdArray) -> IdArray:

@@ -93,6 +93,8 @@ class Texts:
             own[row] = theirs[source]
 
     def rewind(self, lengths: IdArray) -> None:
+        kept = self.byte_cache.bases <= np.maximum(0, lengths - self._reach + 1)
+        assert (kept | (lengths == self.lengths)).all(), "rewinding to where what a window needs has slid away"
         self.byte_cache.rewind(lengths)
         closed = self._closed[self._row[:, 0], self._margin + np.maximum(lengths - 1, 0)]
         self.patch_cache.rewind(np.where(lengths > 0, closed, 0))

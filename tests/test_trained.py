@@ -42,9 +42,7 @@ def written(
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_what_verifies_writes_what_ar_writes_in_fewer_rounds(
-    trained_bundle: Bundle, temperature: float
-) -> None:
+def test_what_verifies_writes_what_ar_writes_in_fewer_rounds(trained_bundle: Bundle, temperature: float) -> None:
     expected, plain = written(trained_bundle, "ar", temperature)
     assert b". the " in expected[0]  # it learnt something
     for setting in EXACT:
