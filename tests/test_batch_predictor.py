@@ -220,3 +220,23 @@ def test_fewer_rows_are_opened_where_memory_is_short(tiny_bundle: TinyBundle, mo
     p = Predictor(model=str(bundle.path), rows=16, notice=told.append)
     assert p.open(100).rows == 2
     assert told == ["memory holds 2 texts of 100 bytes at a time, not 16"]
+
+
+def test_arrays_of_past_shapes_take_bounded_memory(tiny_bundle: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bltcli_engines import onnxruntime_engine
+    from bltcli_engines.onnxruntime_engine import OrtEngine
+
+    def run_shapes() -> list[int]:
+        model = open_model(tiny_bundle("lookup"), rows=4)
+        for size in range(1, 100, 3):
+            model.clear(0)
+            model.extend([np.full(size, 70), *[np.empty(0, dtype=np.int64)] * 3])
+        engines = [counted.engine for counted in model.engines.values()]
+        assert all(isinstance(engine, OrtEngine) for engine in engines)
+        return [sum(b.nbytes for b in engine._bindings.values()) for engine in engines if isinstance(engine, OrtEngine)]
+
+    assert max(run_shapes()) > 3_000_000
+    monkeypatch.setattr(onnxruntime_engine, "MAX_BINDING_BYTES", 1_000_000)
+    assert max(run_shapes()) <= 1_000_000
+    monkeypatch.setattr(onnxruntime_engine, "MAX_BINDING_BYTES", 0)
+    assert min(run_shapes()) > 0  # the newest is kept

@@ -331,3 +331,35 @@ def test_progress_in_a_log_is_plain_and_only_on_request() -> None:
     assert all(line.startswith("bltcli: ") and "records" in line for line in lines)
     assert "s left" in lines[0]
     assert "s left" not in lines[-1]
+
+
+def peak_rss(*args: str, name: str) -> int:
+    """Most memory in bytes that translating a file takes."""
+    done = bltcli(*TINY, "-n", "2", "--batch-size", "32", "--metrics-file", "rss.prom", *args, "-o", "rss", name)
+    assert done.returncode in (0, 4)
+    assert (home() / "rss" / name).read_bytes().count(b"\n") == (home() / name).read_bytes().count(b"\n")
+    found = [line for line in (home() / "rss.prom").read_text().splitlines() if line.startswith("bltcli_peak_rss")]
+    return int(found[0].split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the parent's memory counts elsewhere")
+def test_an_input_larger_than_memory_passes_through() -> None:
+    write("small", b"x\n" + b" " * 8191 + b"\n")
+    write("large", b"x\n" + (b" " * 8191 + b"\n") * 25_000)
+    assert peak_rss(name="large") < peak_rss(name="small") + 90e6  # of 205 MB, the window's bytes in and out
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_texts() -> None:
+    rng, words = random.Random(0), ["one", "two.", "three", "é", "longer words"]
+    lines = [" ".join(rng.choices(words, k=rng.randint(0, 12))).encode() + b"\n" for _ in range(16_000)]
+    write("few", b"".join(lines[:4_000]))
+    write("many", b"".join(lines))
+    few = peak_rss("--journal", "few.journal", name="few")
+    many = peak_rss("--journal", "many.journal", name="many")
+    again = peak_rss("--journal", "many.journal", "--resume", name="many")
+    print(
+        f"peak memory: 4,000 lines {few / 1e6:.0f} MB, 16,000 lines {many / 1e6:.0f} MB, resumed {again / 1e6:.0f} MB"
+    )
+    assert many < 1.25 * few
+    assert again < few

@@ -18,6 +18,7 @@ from bltcli_engines.protocol import Arrays, Buffer, Engine
 
 NUMPY_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
 MAX_BINDINGS = 64  # shapes kept per graph
+MAX_BINDING_BYTES = 8 * 2**20  # and what their arrays may take: masks of long prompts in large batches are megabytes
 SMALL_GRAPH_BYTES = (
     12_000_000  # of weights times texts: below this, waking a second thread costs a decoding pass more than it saves
 )
@@ -68,6 +69,10 @@ class _Binding(NamedTuple):
     feeds: dict[str, NDArray[Any]]
     results: dict[str, NDArray[Any]]
 
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in (*self.feeds.values(), *self.results.values()))
+
 
 class OrtEngine:
     """One graph in an ONNX Runtime session. Everything is bound once per shape; a run copies only the small inputs."""
@@ -114,14 +119,19 @@ class OrtEngine:
         binding = self._bindings.get(key)
         if binding is None:
             binding = self._bindings[key] = self._bind_shapes(feeds)
-            if len(self._bindings) > MAX_BINDINGS:
-                self._bindings.popitem(last=False)
+            self._forget_bindings()
         else:
             self._bindings.move_to_end(key)
         for name, array in binding.feeds.items():
             np.copyto(array, feeds[name], casting="same_kind")
         self.session.run_with_iobinding(binding.io)
         return binding.results
+
+    def _forget_bindings(self) -> None:
+        """Drop those that were not used for longest, but never the newest."""
+        total = sum(binding.nbytes for binding in self._bindings.values())
+        while len(self._bindings) > 1 and (len(self._bindings) > MAX_BINDINGS or total > MAX_BINDING_BYTES):
+            total -= self._bindings.popitem(last=False)[1].nbytes
 
     def _bind_shapes(self, feeds: Arrays) -> _Binding:
         io = self.session.io_binding()
