@@ -119,8 +119,8 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_adds_it(
 
 def test_there_is_help_and_an_unknown_verb_is_refused() -> None:
     assert b"generate" in bltcli("--help").stdout
-    done = bltcli("translate")
+    done = bltcli("transmute")
     assert (done.returncode, done.stdout) == (2, b"")
-    assert "there is no verb 'translate'" in one_line(done)
+    assert "there is no verb 'transmute'" in one_line(done)
     bare = bltcli()
     assert (bare.returncode, bare.stdout) == (2, b"")

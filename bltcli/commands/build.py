@@ -23,7 +23,7 @@ Nothing runs them yet.
 Examples:
   bltcli build
   bltcli build --draft-bytes 16 --max-bytes 4096
-  bltcli build -m blt-1b --precision fp16 --max-batch 8""",
+  bltcli build --precision fp16 --max-batch 8""",
 )
 @options(
     model_option,
