@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Iterator
@@ -39,8 +40,9 @@ def ray_runner(predictor: Predictor, actors: int | None = None) -> Runner:
     as its processors allow). The bundle's folder must be there on every machine; the built-in model is."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do by itself; else it warns
     import pyarrow as pa
-    import ray
-    import ray.data
+
+    ray: Any = importlib.import_module("ray")  # an extra: type checkers need not have it
+    importlib.import_module("ray.data")
 
     if not ray.is_initialized():
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
