@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
+import platform
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,6 +87,35 @@ def trained_bundle(trained_checkpoint: Path) -> Bundle:
     return open_bundle(
         export_checkpoint(checkpoint, trained_checkpoint.parent / "bundle", precision="fp32", check=False)
     )
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    """Folder of toy texts that the sources of `recipe` are read from."""
+    from tests.toy_training import write_root
+
+    return write_root(tmp_path / "data")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A training recipe of a few steps."""
+    from tests.toy_training import RECIPE
+
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def namespaces() -> None:
+    """Leaves out what needs the kernel's namespaces where the kernel gives none, as system tools find: a sandbox that
+    fails on any other machine is a bug."""
+    version = tuple(map(int, platform.release().split(".")[:2])) if sys.platform == "linux" else (0, 0)
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    probe = ["unshare", *user, "--mount", "--pid", "--net", "--fork", "mount", "-t", "tmpfs", "none", "/tmp"]
+    if version < (5, 12) or shutil.which("unshare") is None or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("this kernel gives out no namespaces and mounts: there is nothing to build a sandbox of")
 
 
 @pytest.fixture

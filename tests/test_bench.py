@@ -33,6 +33,7 @@ from bltcli.decoding.stop import Stop
 from bltcli.errors import ModelError, UsageError
 from bltcli.pipeline import open_model
 from bltcli.sampling import Sampler
+from bltcli.stats import DecodeStats
 from bltcli_export.exporter import export_checkpoint
 from tests.conftest import TinyBundle
 
@@ -146,6 +147,13 @@ def test_a_broken_promise_is_noticed(bundle: Bundle) -> None:
     assert "BROKEN PROMISE: differ from byte 5" in equality(rows[1])
 
 
+def in_engines(stats: DecodeStats | None, seconds: float) -> DecodeStats:
+    """The same counts with so many seconds spent in the engines."""
+    assert stats is not None
+    prefill = replace(stats.prefill, seconds={})
+    return replace(stats, prefill=prefill, decode=replace(stats.decode, seconds={"global": seconds}))
+
+
 def test_rows_are_told_by_arithmetic_on_their_turns(bundle: Bundle) -> None:
     """Two settings of which one takes twice the time: every derived figure."""
     contenders = open_contenders(
@@ -153,7 +161,7 @@ def test_rows_are_told_by_arithmetic_on_their_turns(bundle: Bundle) -> None:
     )
     real = take_turns(contenders, 1)
     timed = [
-        [Turn(turns[0].texts, s * factor, turns[0].stats, {"global": s / 4}) for s in (1.0, 2.0, 4.0)]
+        [Turn(turns[0].texts, s * factor, in_engines(turns[0].stats, s / 4)) for s in (1.0, 2.0, 4.0)]
         for turns, factor in zip(real, (1, 2), strict=True)
     ]
     rows = make_rows(contenders, timed, {"ort-cpu": 1e6})

@@ -35,7 +35,7 @@ def test_stale_documentation_is_noticed(tmp_path: Path, monkeypatch: pytest.Monk
     assert docs.main() == 0
 
 
-@pytest.mark.skipif(shutil.which("groff") is None, reason="needs groff")
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff is a program of the system, not of Python")
 def test_the_man_page_is_clean_roff() -> None:
     done = subprocess.run(
         ["groff", "-man", "-Tutf8", "-ww", "-z"], input=docs.roff().encode(), capture_output=True, check=True

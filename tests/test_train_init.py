@@ -16,25 +16,13 @@ from bltcli.errors import ModelError, UsageError
 from bltcli.train.config import TrainConfig, load_config
 from bltcli.train.data import Corpus, normal
 from bltcli.train.recipe import train
-from tests.toy_training import RECIPE, quiet, with_blocks, write_root
+from tests.toy_training import quiet, with_blocks
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return write_root(tmp_path / "data")
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE)
-    return path
-
-
-@pytest.fixture
-def first(recipe: Path, root: Path, tmp_path: Path) -> Path:
+def first(recipe: Path, data_root: Path, tmp_path: Path) -> Path:
     """Checkpoint of a whole run on next bytes."""
-    train(load_config(recipe), root, tmp_path / "first", resume=False, show=quiet)
+    train(load_config(recipe), data_root, tmp_path / "first", resume=False, show=quiet)
     return tmp_path / "first" / "checkpoint"
 
 
@@ -45,9 +33,9 @@ def blocks(first: Path, recipe: Path) -> TrainConfig:
 
 
 def test_a_second_phase_keeps_the_entropy_model_and_trains_the_rest(
-    first: Path, blocks: TrainConfig, root: Path, tmp_path: Path
+    first: Path, blocks: TrainConfig, data_root: Path, tmp_path: Path
 ) -> None:
-    train(blocks, root, tmp_path / "out", resume=False, show=quiet, init=first)
+    train(blocks, data_root, tmp_path / "out", resume=False, show=quiet, init=first)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out" / "checkpoint", first))
     same = {name for name in ours if torch.equal(ours[name], theirs[name])}
     assert {name for name in ours if name.startswith("patcher.")} <= same
@@ -62,24 +50,24 @@ def test_a_second_phase_keeps_the_entropy_model_and_trains_the_rest(
 
 
 def test_a_second_phase_is_resumed_with_its_own_entropy_model_only(
-    first: Path, blocks: TrainConfig, root: Path, tmp_path: Path
+    first: Path, blocks: TrainConfig, data_root: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    figures = train(blocks, root, out, resume=False, show=quiet, init=first)
-    assert train(blocks, root, out, resume=True, show=quiet, init=first) == figures
+    figures = train(blocks, data_root, out, resume=False, show=quiet, init=first)
+    assert train(blocks, data_root, out, resume=True, show=quiet, init=first) == figures
     config = json.loads((first / "config.json").read_text())
     config["model"]["patcher"]["threshold_nats"] += 0.25
     del config["training"]["patcher_sha256"]
     (first / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="begun with another entropy model"):
-        train(blocks, root, out, resume=True, show=quiet, init=first)
+        train(blocks, data_root, out, resume=True, show=quiet, init=first)
 
 
-def test_another_geometry_is_refused(first: Path, blocks: TrainConfig, root: Path, tmp_path: Path) -> None:
+def test_another_geometry_is_refused(first: Path, blocks: TrainConfig, data_root: Path, tmp_path: Path) -> None:
     decoder = dataclasses.replace(blocks.model.decoder, num_layers=2)
     config = dataclasses.replace(blocks, model=dataclasses.replace(blocks.model, decoder=decoder))
     with pytest.raises(UsageError, match=r"model\.decoder\.num_layers is 2 in the recipe and 1 in the checkpoint"):
-        train(config, root, tmp_path / "out", resume=False, show=quiet, init=first)
+        train(config, data_root, tmp_path / "out", resume=False, show=quiet, init=first)
     assert not (tmp_path / "out").exists()
 
 
@@ -117,13 +105,13 @@ def test_the_identity_of_an_entropy_model_does_not_depend_on_the_precision_it_is
 # data
 
 
-def test_a_text_that_repeats_an_excluded_line_is_left_out_on_either_side(recipe: Path, root: Path) -> None:
+def test_a_text_that_repeats_an_excluded_line_is_left_out_on_either_side(recipe: Path, data_root: Path) -> None:
     assert normal("L'État, c’est\tMOI!".encode()) == "létatcestmoi"
     data = load_config(recipe).data
-    (root / "test.txt").write_text("The cat  number 3 sees the DOG.\nle chat numéro 5 voit le chien\n")
-    whole = Corpus(data, root, "train").sources[0].texts
-    left = Corpus(dataclasses.replace(data, exclude=("test.txt",)), root, "train").sources[0].texts
+    (data_root / "test.txt").write_text("The cat  number 3 sees the DOG.\nle chat numéro 5 voit le chien\n")
+    whole = Corpus(data, data_root, "train").sources[0].texts
+    left = Corpus(dataclasses.replace(data, exclude=("test.txt",)), data_root, "train").sources[0].texts
     gone = {english.split()[3] for english, _ in whole} - {english.split()[3] for english, _ in left}
-    held = {english.split()[3] for english, _ in Corpus(data, root, "dev").sources[0].texts}
+    held = {english.split()[3] for english, _ in Corpus(data, data_root, "dev").sources[0].texts}
     assert gone == {b"3", b"5"} - held
     assert gone

@@ -22,20 +22,13 @@ from bltcli.train.config import load_config
 from bltcli.train.recipe import train
 from bltcli.train.run import Run
 from bltcli.train.world import join_world
-from tests.toy_training import RECIPE, quiet, with_blocks, write_root
+from tests.toy_training import quiet, with_blocks
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return write_root(tmp_path / "data")
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE)
-    with_blocks(path)
-    return path
+def recipe(recipe: Path) -> Path:
+    with_blocks(recipe)
+    return recipe
 
 
 def rows(out: Path) -> list[dict[str, float]]:
@@ -44,12 +37,14 @@ def rows(out: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in r.items() if k not in ("phase", "bytes_per_s")} for r in records]
 
 
-def test_two_processes_have_the_losses_of_one_with_twice_the_batches(recipe: Path, root: Path, tmp_path: Path) -> None:
+def test_two_processes_have_the_losses_of_one_with_twice_the_batches(
+    recipe: Path, data_root: Path, tmp_path: Path
+) -> None:
     config = load_config(recipe)
     optimiser = dataclasses.replace(config.optimiser, accumulate=2)
-    train(dataclasses.replace(config, optimiser=optimiser), root, tmp_path / "one", resume=False, show=quiet)
+    train(dataclasses.replace(config, optimiser=optimiser), data_root, tmp_path / "one", resume=False, show=quiet)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bltcli"]
-    arguments = ["train", str(recipe), "--data", str(root), "--out", str(tmp_path / "two"), "--device", "cpu"]
+    arguments = ["train", str(recipe), "--data", str(data_root), "--out", str(tmp_path / "two"), "--device", "cpu"]
     done = subprocess.run(
         [*launcher, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
@@ -65,10 +60,10 @@ def test_two_processes_have_the_losses_of_one_with_twice_the_batches(recipe: Pat
 
 
 def test_batches_made_ahead_are_the_same_batches(
-    recipe: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(recipe)
-    train(config, root, tmp_path / "plain", resume=False, show=quiet)
+    train(config, data_root, tmp_path / "plain", resume=False, show=quiet)
     make = Run.trainer
 
     def ahead(*arguments: object) -> object:
@@ -77,15 +72,19 @@ def test_batches_made_ahead_are_the_same_batches(
         return trainer
 
     monkeypatch.setattr(Run, "trainer", ahead)
-    train(config, root, tmp_path / "ahead", resume=False, show=quiet)
+    train(config, data_root, tmp_path / "ahead", resume=False, show=quiet)
     assert rows(tmp_path / "ahead") == rows(tmp_path / "plain")
 
 
-def test_a_run_whose_time_is_up_is_saved_and_goes_on_to_the_same_end(recipe: Path, root: Path, tmp_path: Path) -> None:
+def test_a_run_whose_time_is_up_is_saved_and_goes_on_to_the_same_end(
+    recipe: Path, data_root: Path, tmp_path: Path
+) -> None:
     config = load_config(recipe)
-    figures = train(config, root, tmp_path / "whole", resume=False, show=quiet)
+    figures = train(config, data_root, tmp_path / "whole", resume=False, show=quiet)
     pieces = 0
-    while (ended := train(config, root, tmp_path / "pieces", resume=True, show=quiet, until=time.monotonic())) is None:
+    while (
+        ended := train(config, data_root, tmp_path / "pieces", resume=True, show=quiet, until=time.monotonic())
+    ) is None:
         pieces += 1
         assert not (tmp_path / "pieces" / "checkpoint").exists()
     assert pieces == 5 + 5  # the last step of a phase does not stop the run
@@ -94,25 +93,25 @@ def test_a_run_whose_time_is_up_is_saved_and_goes_on_to_the_same_end(recipe: Pat
     assert math.isfinite(rows(tmp_path / "pieces")[-1]["bits_per_byte"])
 
 
-def test_the_command_stops_in_time_and_says_how_to_go_on(recipe: Path, root: Path, tmp_path: Path) -> None:
-    arguments = [str(recipe), "--data", str(root), "--out", str(tmp_path / "out"), "--minutes", "0.0001"]
+def test_the_command_stops_in_time_and_says_how_to_go_on(recipe: Path, data_root: Path, tmp_path: Path) -> None:
+    arguments = [str(recipe), "--data", str(data_root), "--out", str(tmp_path / "out"), "--minutes", "0.0001"]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert "go on with --resume" in result.stderr
 
 
 @pytest.mark.gpu
-def test_a_gpu_has_the_losses_of_a_cpu(recipe: Path, root: Path, tmp_path: Path) -> None:
+def test_a_gpu_has_the_losses_of_a_cpu(recipe: Path, data_root: Path, tmp_path: Path) -> None:
     config = load_config(recipe)
-    train(config, root, tmp_path / "cpu", resume=False, show=quiet)
+    train(config, data_root, tmp_path / "cpu", resume=False, show=quiet)
     with join_world("cuda") as world:
-        train(config, root, tmp_path / "gpu", resume=False, show=quiet, world=world)
-        assert train(config, root, tmp_path / "gpu", resume=True, show=quiet, world=world) is not None
+        train(config, data_root, tmp_path / "gpu", resume=False, show=quiet, world=world)
+        assert train(config, data_root, tmp_path / "gpu", resume=True, show=quiet, world=world) is not None
     for ours, theirs in zip(rows(tmp_path / "gpu"), rows(tmp_path / "cpu"), strict=True):
         assert ours["bits_per_byte"] == pytest.approx(theirs["bits_per_byte"], abs=0.02)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused() -> None:
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="PyTorch finds no GPU here"), join_world("cuda"):
         pass

@@ -26,19 +26,7 @@ from bltcli.train.objective import NextByteObjective, PatcherObjective, predicte
 from bltcli.train.recipe import train
 from bltcli.train.start import bytes_per_patch, calibrate, entropies
 from bltcli.vocab import BOS, EOS, OFFSET, PAD, decode, encode
-from tests.toy_training import RECIPE, quiet, with_blocks, write_root
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return write_root(tmp_path / "data")
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE)
-    return path
+from tests.toy_training import RECIPE, quiet, with_blocks
 
 
 def ids_of(text: bytes) -> np.ndarray:
@@ -92,30 +80,30 @@ def test_whole_documents_are_packed_and_a_document_without_room_is_cut() -> None
     assert np.array_equal(packed[0], np.concatenate([documents[3], encode(b"a")]))
 
 
-def test_a_batch_depends_on_the_seed_and_its_number_only(recipe: Path, root: Path) -> None:
+def test_a_batch_depends_on_the_seed_and_its_number_only(recipe: Path, data_root: Path) -> None:
     config = load_config(recipe).data
-    first, second = Corpus(config, root, "train"), Corpus(config, root, "train")
+    first, second = Corpus(config, data_root, "train"), Corpus(config, data_root, "train")
     second.batch(3)
     assert np.array_equal(first.batch(5), second.batch(5))
     assert not np.array_equal(first.batch(5), first.batch(6))
-    other = Corpus(dataclasses.replace(config, seed=8), root, "train")
+    other = Corpus(dataclasses.replace(config, seed=8), data_root, "train")
     assert not np.array_equal(first.batch(5), other.batch(5))
 
 
-def test_held_out_texts_never_reach_a_training_batch(recipe: Path, root: Path) -> None:
+def test_held_out_texts_never_reach_a_training_batch(recipe: Path, data_root: Path) -> None:
     config = load_config(recipe).data
-    english = (root / "train/toy.en-fr.en").read_bytes().splitlines()
+    english = (data_root / "train/toy.en-fr.en").read_bytes().splitlines()
     dev = [line for line in english if held_out(line, config.dev_modulo)]
     assert 0 < len(dev) < len(english)
-    batches = [Corpus(config, root, split).batch(n) for split in ("train", "dev") for n in range(20)]
+    batches = [Corpus(config, data_root, split).batch(n) for split in ("train", "dev") for n in range(20)]
     train_text = b"".join(decode(row.tolist()) + b"|" for batch in batches[:20] for row in batch)
     dev_text = b"".join(decode(row.tolist()) + b"|" for batch in batches[20:] for row in batch)
     assert not any(line in train_text for line in dev)
     assert any(line in dev_text for line in dev)
 
 
-def test_documents_have_the_documented_form(recipe: Path, root: Path) -> None:
-    corpus = Corpus(load_config(recipe).data, root, "train")
+def test_documents_have_the_documented_form(recipe: Path, data_root: Path) -> None:
+    corpus = Corpus(load_config(recipe).data, data_root, "train")
     rng = np.random.default_rng(0)
     pairs = [corpus.sources[0].draw(rng) for _ in range(20)]
     assert {p.split(b"\n")[0] for p in pairs} == {b"en>fr", b"fr>en"}
@@ -169,10 +157,12 @@ def test_the_rate_warms_up_and_falls_to_its_final_fraction() -> None:
     assert rates[10] == pytest.approx(0.1)
 
 
-def test_accumulated_batches_give_the_gradient_of_one_large_batch(recipe: Path, root: Path, tmp_path: Path) -> None:
+def test_accumulated_batches_give_the_gradient_of_one_large_batch(
+    recipe: Path, data_root: Path, tmp_path: Path
+) -> None:
     config = load_config(recipe)
     phase = dataclasses.replace(config.patcher, steps=1)
-    corpus = Corpus(config.data, root, "train")
+    corpus = Corpus(config.data, data_root, "train")
 
     class Joined:
         def batch(self, number: int) -> np.ndarray:
@@ -190,13 +180,13 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(recipe: Path, 
 
 @pytest.mark.parametrize(("stopped_in", "blocks"), [("patcher", False), ("blt", False), ("blt", True)])
 def test_a_resumed_run_has_exactly_the_losses_of_an_unbroken_one(
-    recipe: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_in: str, blocks: bool
+    recipe: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_in: str, blocks: bool
 ) -> None:
     if blocks:
         with_blocks(recipe)
     config = load_config(recipe)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    figures = train(config, root, whole, resume=False, show=quiet)
+    figures = train(config, data_root, whole, resume=False, show=quiet)
 
     take_step = Trainer.take_step
 
@@ -207,9 +197,9 @@ def test_a_resumed_run_has_exactly_the_losses_of_an_unbroken_one(
 
     monkeypatch.setattr(Trainer, "take_step", stopping)
     with pytest.raises(KeyboardInterrupt):
-        train(config, root, broken, resume=False, show=quiet)
+        train(config, data_root, broken, resume=False, show=quiet)
     monkeypatch.setattr(Trainer, "take_step", take_step)
-    assert train(config, root, broken, resume=True, show=quiet) == figures
+    assert train(config, data_root, broken, resume=True, show=quiet) == figures
     for phase in ("patcher", "blt"):
         assert dict(losses_of(broken, phase)) == dict(losses_of(whole, phase))
         assert len(losses_of(broken, phase)) == config.blt.steps + (phase == stopped_in)  # step 4 was taken twice
@@ -217,11 +207,11 @@ def test_a_resumed_run_has_exactly_the_losses_of_an_unbroken_one(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_recipe_with_blocks_trains_on_blocks_and_says_so(recipe: Path, root: Path, tmp_path: Path) -> None:
+def test_a_recipe_with_blocks_trains_on_blocks_and_says_so(recipe: Path, data_root: Path, tmp_path: Path) -> None:
     with_blocks(recipe)
     config = load_config(recipe)
     config = dataclasses.replace(config, blt=dataclasses.replace(config.blt, steps=60, learning_rate=1e-2))
-    train(config, root, tmp_path / "out", resume=False, show=quiet)
+    train(config, data_root, tmp_path / "out", resume=False, show=quiet)
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     masked = [row["masked_bits_per_byte"] for row in rows if row["phase"] == "blt"]
     assert masked[0] > 7
@@ -238,17 +228,19 @@ def test_a_block_size_that_is_not_trained_is_refused(recipe: Path) -> None:
         load_config(recipe)
 
 
-def test_an_earlier_run_is_neither_overwritten_nor_resumed_unasked(recipe: Path, root: Path, tmp_path: Path) -> None:
+def test_an_earlier_run_is_neither_overwritten_nor_resumed_unasked(
+    recipe: Path, data_root: Path, tmp_path: Path
+) -> None:
     config = load_config(recipe)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "blt.pt").touch()
     with pytest.raises(UsageError, match="--resume"):
-        train(config, root, tmp_path / "out", resume=False, show=quiet)
+        train(config, data_root, tmp_path / "out", resume=False, show=quiet)
 
 
-def test_both_losses_fall_on_a_toy_text(recipe: Path, root: Path, tmp_path: Path) -> None:
+def test_both_losses_fall_on_a_toy_text(recipe: Path, data_root: Path, tmp_path: Path) -> None:
     config = load_config(recipe)
-    corpus = Corpus(config.data, root, "train")
+    corpus = Corpus(config.data, data_root, "train")
     model = tiny_model(recipe)
     phase = dataclasses.replace(config.blt, steps=60, learning_rate=1e-2)
     for objective, parts in (
@@ -262,12 +254,12 @@ def test_both_losses_fall_on_a_toy_text(recipe: Path, root: Path, tmp_path: Path
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_before_it_does_harm(
-    recipe: Path, root: Path, tmp_path: Path
+    recipe: Path, data_root: Path, tmp_path: Path
 ) -> None:
     config = load_config(recipe)
     model = tiny_model(recipe)
     torch.nn.init.constant_(model.patcher.lm_head.weight, float("nan"))
-    corpus = Corpus(config.data, root, "train")
+    corpus = Corpus(config.data, data_root, "train")
     trainer = Trainer(
         model, [model.patcher], PatcherObjective(), corpus, config.patcher, config.optimiser, tmp_path / "s.pt"
     )
@@ -279,19 +271,19 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_does_harm(
 # checkpoint
 
 
-def test_the_threshold_is_calibrated_to_the_wanted_patch_length(recipe: Path, root: Path) -> None:
+def test_the_threshold_is_calibrated_to_the_wanted_patch_length(recipe: Path, data_root: Path) -> None:
     config = load_config(recipe)
     model = tiny_model(recipe)
-    ids, nats = entropies(model, Corpus(config.data, root, "dev"))
+    ids, nats = entropies(model, Corpus(config.data, data_root, "dev"))
     threshold = calibrate(config.model, ids, nats, 3.0)
     patcher = dataclasses.replace(config.model.patcher, threshold_nats=threshold)
     assert bytes_per_patch(dataclasses.replace(config.model, patcher=patcher), ids, nats) == pytest.approx(3.0, abs=0.1)
 
 
-def test_the_command_writes_a_checkpoint_of_the_documented_form(recipe: Path, root: Path, tmp_path: Path) -> None:
+def test_the_command_writes_a_checkpoint_of_the_documented_form(recipe: Path, data_root: Path, tmp_path: Path) -> None:
     from bltcli.commands.train import command
 
-    arguments = [str(recipe), "--data", str(root), "--out", str(tmp_path / "out"), "--steps", "2"]
+    arguments = [str(recipe), "--data", str(data_root), "--out", str(tmp_path / "out"), "--steps", "2"]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert not result.stdout

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Protocol
 
 from bltcli.bench.settings import Setting
@@ -14,11 +12,9 @@ from bltcli.bundle import Bundle
 from bltcli.decoding import MethodOptions
 from bltcli.decoding.driver import generate_texts
 from bltcli.decoding.stop import Stop
-from bltcli.graphs import GraphSpec
 from bltcli.pipeline import Pipeline, open_model
 from bltcli.sampling import Sampler
-from bltcli.stats import DecodeStats, Work
-from bltcli_engines.protocol import Arrays, Buffer, Engine
+from bltcli.stats import DecodeStats
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,6 @@ class Turn:
     texts: list[bytes]
     seconds: float  # prompts included
     stats: DecodeStats | None = None  # summed over the prompts; None for a program that does not count
-    graph_s: Mapping[str, float] = field(default_factory=dict)  # in the engines, prompts included
 
     @property
     def new_bytes(self) -> int:
@@ -53,45 +48,12 @@ class Contender(Protocol):
     def run(self) -> Turn: ...
 
 
-class TimedEngine:
-    """An engine and the seconds spent in it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.seconds = engine, 0.0
-
-    @property
-    def spec(self) -> GraphSpec:
-        return self.engine.spec
-
-    @property
-    def weight_bytes(self) -> int:
-        return self.engine.weight_bytes
-
-    @property
-    def kv_bytes(self) -> int:
-        return self.engine.kv_bytes
-
-    def bind(self, buffers: Mapping[str, Buffer]) -> None:
-        self.engine.bind(buffers)
-
-    def fork(self) -> TimedEngine:
-        return TimedEngine(self.engine.fork())
-
-    def run(self, feeds: Arrays) -> Arrays:
-        began = perf_counter()
-        try:
-            return self.engine.run(feeds)
-        finally:
-            self.seconds += perf_counter() - began
-
-
 class Ours:
     """One setting over a pipeline."""
 
     def __init__(self, setting: Setting, options: MethodOptions, bundle: Bundle, model: Pipeline, task: Task) -> None:
         """`options`: what the setting's stand for. ModelError or UsageError where the model cannot run this method."""
         self.setting, self.options, self.bundle, self.model, self.task = setting, options, bundle, model, task
-        self._timers = _timers(model)
         options.make(model)
 
     @property
@@ -105,16 +67,13 @@ class Ours:
         return used.verified and self.model.row_multiple > 1
 
     def run(self) -> Turn:
-        for timer in self._timers.values():
-            timer.seconds = 0.0
         texts, parts = [], []
         for prompt in self.task.prompts:
             method = self.options.make(self.model)  # what it has learnt of one text is not kept for the next
             found, stats = generate_texts(self.model, method, [prompt], sampler=self.task.sampler, stop=self.task.stop)
             texts += found
             parts.append(stats)
-        seconds = {name: timer.seconds for name, timer in self._timers.items()}
-        return Turn(texts, sum(stats.wall_s for stats in parts), added(parts), seconds)
+        return Turn(texts, sum(stats.wall_s for stats in parts), added(parts))
 
 
 def open_contenders(
@@ -166,24 +125,6 @@ def added(parts: Sequence[DecodeStats]) -> DecodeStats:
     """Statistics of several generations as those of one: everything is a sum, seconds too."""
     total = DecodeStats()
     for entry in dataclasses.fields(DecodeStats):
-        values = [getattr(part, entry.name) for part in parts]
-        if entry.type == "Work":
-            setattr(total, entry.name, _added_work(values))
-        else:
-            setattr(total, entry.name, sum(values, start=type(getattr(total, entry.name))()))
+        empty = type(getattr(total, entry.name))()
+        setattr(total, entry.name, sum((getattr(part, entry.name) for part in parts), start=empty))
     return total
-
-
-def _added_work(parts: Sequence[Work]) -> Work:
-    nfe = sum((part.nfe for part in parts), start=Counter[str]())
-    return Work(nfe, sum(part.weight_bytes for part in parts), sum(part.kv_bytes for part in parts))
-
-
-def _timers(model: Pipeline) -> dict[str, TimedEngine]:
-    """A clock inside each counting engine of the model, put there at the first call."""
-    timers: dict[str, TimedEngine] = {}
-    for name, counting in model.engines.items():
-        engine = counting.engine
-        timer = engine if isinstance(engine, TimedEngine) else TimedEngine(engine)
-        counting.engine = timers[name] = timer
-    return timers

@@ -97,8 +97,9 @@ def _seconds_per_byte(turns: Sequence[Turn]) -> list[float]:
 
 def _timings(contender: Contender, turns: Sequence[Turn], baseline: Sequence[Turn]) -> Row:
     own, theirs = _seconds_per_byte(turns), _seconds_per_byte(baseline)
-    graphs = {name: median(turn.graph_s[name] for turn in turns) for name in turns[0].graph_s}
-    inside = [1 - sum(turn.graph_s.values()) / turn.seconds for turn in turns if turn.graph_s]
+    timed = [(turn.stats.graph_s, turn.seconds) for turn in turns if turn.stats is not None]
+    graphs = {name: median(spent[name] for spent, _ in timed) for name in timed[0][0]} if timed else {}
+    outside = [1 - sum(spent.values()) / seconds for spent, seconds in timed]
     return {
         "setting": contender.name,
         "new_bytes": turns[0].new_bytes,
@@ -106,7 +107,7 @@ def _timings(contender: Contender, turns: Sequence[Turn], baseline: Sequence[Tur
         "bytes_per_s": spread([1 / s for s in own]).to_dict(),
         "speedup": spread([b / a for a, b in zip(own, theirs, strict=True)]).to_dict(),
         "graph_s": graphs,
-        "python_share": median(inside) if inside else None,
+        "python_share": median(outside) if outside else None,
     }
 
 

@@ -73,7 +73,7 @@ def main():
             number = getattr(error, "errno", None)
             try:
                 text = str(error)[:200]
-            except Exception:
+            except Exception:  # the program's own exception: its text may raise anything
                 text = ""
             errors.append([type(error).__name__, number if isinstance(number, int) else None, text])
             error = error.__cause__ or error.__context__

@@ -1,8 +1,9 @@
-"""The only place where passes and bytes are counted."""
+"""The only place where passes, their bytes and their time are counted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from time import perf_counter
 
 from bltcli.graphs import GraphSpec
 from bltcli.stats import Work
@@ -37,6 +38,7 @@ class CountingEngine:
         return CountingEngine(self.engine.fork(), self._ledger)
 
     def run(self, feeds: Arrays) -> Arrays:
-        self._ledger().charge(self.spec.name, self.weight_bytes, self.kv_bytes)
+        began = perf_counter()
         self.outputs = self.engine.run(feeds)
+        self._ledger().charge(self.spec.name, self.weight_bytes, self.kv_bytes, perf_counter() - began)
         return self.outputs
