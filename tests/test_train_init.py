@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from bltcli.checkpoint import open_checkpoint
 from bltcli.checkpoint.identity import check_patcher, patcher_sha256
 from bltcli.errors import ModelError, UsageError
 from bltcli.train.config import TrainConfig, load_config
-from bltcli.train.data import Corpus, normal
+from bltcli.train.data import Corpus
+from bltcli.train.overlap import RUN, Overlap, normal
 from bltcli.train.recipe import train
 from tests.toy_training import quiet, with_blocks
 
@@ -103,6 +105,20 @@ def test_the_identity_of_an_entropy_model_does_not_depend_on_the_precision_it_is
 
 
 # data
+
+
+def test_a_long_run_of_a_test_line_is_found_wherever_it_stands_and_a_short_one_is_not() -> None:
+    rng = random.Random(0)
+    letters = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=200)) for _ in range(3)]
+    overlap = Overlap([letters[0].encode(), b"", b"..."])
+    for start in range(0, 160, 7):
+        run = letters[0][start : start + RUN].upper()
+        for place in range(0, 60, 3):
+            before, after = f"{letters[1][:place]} {run[:11]}, ", f" {letters[2]}"
+            assert f"{before}{run[11:]}{after}".encode() in overlap
+            assert f"{before}{run[11:20]}1{run[21:]}{after}".encode() not in overlap
+    assert b"" not in overlap
+    assert b"anything" not in Overlap([])
 
 
 def test_a_text_that_repeats_an_excluded_line_is_left_out_on_either_side(recipe: Path, data_root: Path) -> None:

@@ -55,7 +55,7 @@ class DataConfig:
     row_bytes: int  # ids per packed row, BOS and EOS included
     batch_rows: int
     dev_modulo: int = 200  # one text in so many is held out, by a hash of the text
-    exclude: tuple[str, ...] = ()  # files under the root: no text is used that repeats a line of them, see `normal`
+    exclude: tuple[str, ...] = ()  # files under the root: no text is used that repeats a line of them, see `Overlap`
     sources: tuple[SourceConfig, ...]
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from bltcli.errors import UsageError
 from bltcli.train.config import DataConfig, SourceConfig
+from bltcli.train.overlap import Overlap
 from bltcli.vocab import BOS, EOS, PAD, IdArray, encode
 
 Split = Literal["train", "dev"]
@@ -29,22 +30,15 @@ def translation(tag: str, source: bytes, target: bytes) -> bytes:
     return tag.encode() + b"\n" + source + b"\n" + target
 
 
-def normal(text: bytes) -> str:
-    """`text` in small letters and digits only: two texts that differ in case, spaces or punctuation are one."""
-    return "".join(c for c in text.decode(errors="replace").casefold() if c.isalnum())
-
-
 class Source:
-    """The documents of one source and split, without texts whose normal form is `excluded`."""
+    """The documents of one source and split, without texts of which a side is in `excluded`."""
 
-    def __init__(
-        self, config: SourceConfig, root: Path, split: Split, modulo: int, excluded: Set[str] = frozenset()
-    ) -> None:
+    def __init__(self, config: SourceConfig, root: Path, split: Split, modulo: int, excluded: Overlap) -> None:
         self.config = config
         self.languages = config.languages if config.kind == "pairs" else []
         read = self._pairs if config.kind == "pairs" else self._paragraphs
         texts = (t for t in read(root) if held_out(t[0], modulo) == (split == "dev"))
-        self.texts = [t for t in texts if not (excluded and any(normal(side) in excluded for side in t))]
+        self.texts = [t for t in texts if not any(side in excluded for side in t)]
         if not self.texts:
             raise UsageError(f"source {config.name}: the {split} split is empty")
 
@@ -80,7 +74,7 @@ class Corpus:
 
     def __init__(self, config: DataConfig, root: Path, split: Split) -> None:
         self.config, self.split = config, split
-        excluded = {normal(line) for file in config.exclude for line in _read(root / file).splitlines()}
+        excluded = Overlap(line for file in config.exclude for line in _read(root / file).splitlines())
         self.sources = [Source(s, root, split, config.dev_modulo, excluded) for s in config.sources]
         # weights are shares of bytes, documents are drawn one by one
         rates = [s.config.weight / self._mean_bytes(n, s) for n, s in enumerate(self.sources)]
