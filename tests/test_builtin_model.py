@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -63,6 +64,22 @@ def test_its_first_use_makes_a_bundle_and_the_second_takes_it() -> None:
     assert resolve_bundle("builtin", "fp32", notices.append) == first
     assert notices == []
     assert open_bundle(first).manifest["parity"]["against"] == "golden outputs"
+
+
+def test_once_exported_it_answers_at_once_and_imports_no_exporter() -> None:
+    """Bounds are ten times what a quiet machine takes (benchmarks/startup.py)."""
+    resolve_bundle(None, None, lambda line: None)
+    generation = ["generate", "-p", "It was a dark night", "-n", "1"]
+    for arguments, bound, absent in (
+        (["--help"], 0.6, {"numpy", "onnxruntime"}),
+        (generation, 3, {"onnx_ir", "onnx", "sympy", "torch", "bltcli_export.exporter"}),
+    ):
+        code = f"import sys, bltcli.cli; bltcli.cli.run({arguments}); print(*sys.modules, file=sys.stderr)"
+        began = perf_counter()
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        assert perf_counter() - began < bound
+        assert len(result.stdout) > 0
+        assert not absent & set(result.stderr.decode().split())
 
 
 def test_patches_average_about_four_bytes() -> None:

@@ -58,7 +58,7 @@ def resolve_bundle(model: str | None, precision: str | None, notice: Callable[[s
 
 def _builtin_bundle(precision: str, notice: Callable[[str], None]) -> Path:
     from bltcli.checkpoint import open_checkpoint
-    from bltcli_export.exporter import EXPORT_VERSION, export_checkpoint
+    from bltcli_export import EXPORT_VERSION
 
     if precision not in get_args(Precision):
         raise UsageError(f"--precision is {precision}; use fp32, fp16 or bf16")
@@ -67,6 +67,8 @@ def _builtin_bundle(precision: str, notice: Callable[[str], None]) -> Path:
     folder = cache_dir() / "bundles"
     if is_bundle(folder / name):
         return folder / name
+    from bltcli_export.exporter import export_checkpoint  # half a second of imports, at first use alone
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)

@@ -40,8 +40,6 @@ from bltcli_export.builder import IR_VERSION, OPSET, Builder
 from bltcli_export.graphs import build_graph
 from bltcli_export.parity import Parity, check_parity
 
-#: Counts changes of the graphs for the same checkpoint, so that cached bundles of an older program are not taken.
-EXPORT_VERSION = 1
 HOST_TABLES = {"byte": "encoder.embed_tokens.weight", "hashed": "encoder.hash_embedding.weight"}
 
 
