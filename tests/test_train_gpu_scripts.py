@@ -14,6 +14,7 @@ from bltcli.checkpoint import open_checkpoint
 from bltcli.checkpoint.names import expected_shapes
 from bltcli.errors import UsageError
 from bltcli.train.config import load_config
+from bltcli.train.data import Corpus
 from tests.toy_training import RECIPE, with_blocks, write_root
 
 ROOT = Path(__file__).parents[1]
@@ -111,3 +112,19 @@ def test_a_recipe_with_a_base_says_only_what_differs(tmp_path: Path) -> None:
     (tmp_path / "lost.toml").write_text('base = "nowhere.toml"\n')
     with pytest.raises(UsageError, match=r"nowhere\.toml: No such file"):
         load_config(tmp_path / "lost.toml")
+
+
+def test_test_sets_hold_only_what_no_run_is_trained_on(recipe: Path, data_root: Path, tmp_path: Path) -> None:
+    english, french = (data_root / f"train/toy.en-fr.{language}" for language in ("en", "fr"))
+    held = {pair[0]: pair for pair in Corpus(load_config(recipe).data, data_root, "dev").sources[0].texts}
+    known = Corpus(load_config(recipe).data, data_root, "train").sources[0].texts[0][1]
+    again, other = list(held)[:2]
+    for file, line in ((english, again), (french, known)):  # a held out text, with a partner that is trained on
+        file.write_bytes(file.read_bytes() + line + b"\n")
+    done = script("held_out.py", recipe, "--data", data_root, "--out", tmp_path / "held", "--least", "1")
+    assert done.returncode == 0, done.stderr
+    lines = [(tmp_path / "held" / f"pairs.{language}").read_bytes().splitlines() for language in ("en", "fr")]
+    pairs = set(zip(*lines, strict=True))
+    assert pairs == set(held.values())
+    assert held[other] in pairs
+    assert (again, known) not in pairs
