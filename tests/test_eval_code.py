@@ -15,8 +15,8 @@ from bltcli.errors import UsageError
 from bltcli.evaluate import code_tasks, jail
 from bltcli.evaluate.code_tasks import Problem, read_problems, task_of, write_samples
 from bltcli.evaluate.pass_at_k import pass_at_k, run_tests, scores_of
-from bltcli.evaluate.records import Record
 from bltcli.evaluate.sandbox import Limits, Sandbox
+from bltcli.records import Record
 from tests.cli_support import Done, here, one_line
 
 DOUBLE = {

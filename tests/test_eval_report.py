@@ -14,7 +14,6 @@ from bltcli.decoding.setting import parse_setting
 from bltcli.decoding.stop import Stop
 from bltcli.errors import UsageError
 from bltcli.evaluate.generating import Setting, full_name, summarise
-from bltcli.evaluate.records import Record
 from bltcli.evaluate.report import (
     Report,
     Row,
@@ -26,6 +25,7 @@ from bltcli.evaluate.report import (
     with_decreases,
 )
 from bltcli.paper import paper_rows
+from bltcli.records import Record
 from bltcli.sampling import Sampler
 
 PARAMETERS = {"patcher": 7, "encoder": 10_000_000, "global": 80_000_000, "decoder": 10_000_000}

@@ -41,7 +41,8 @@ def noisy(rng: random.Random, scale: float) -> Callable[[], float]:
 
 def race(path: Path, *fakes: Fake, quality: float | None = None) -> Found:
     contenders: Any = fakes
-    return search(contenders, State(path, KEY), quality)
+    with State(path, KEY) as kept:
+        return search(contenders, kept, quality)
 
 
 @pytest.fixture
@@ -127,11 +128,11 @@ def test_later_repeats_do_not_change_what_was_decided_before(state: Path) -> Non
 
 def test_a_state_of_other_inputs_or_a_damaged_one_is_refused(state: Path) -> None:
     race(state, Fake("ar", lambda: 1.0))
-    with pytest.raises(UsageError, match=r"quality: exact and 0\.5"):
-        State(state, search_key(Task((b"x",)), "bundle", "ort-cpu", 0.5))
+    with pytest.raises(UsageError, match=r'quality "exact", this run has 0\.5'):
+        State(state, search_key(Task((b"x",)), "bundle", "ort-cpu", 0.5)).__enter__()
     state.write_bytes(state.read_bytes() + b'{"setting": "ar"}\n')
     with pytest.raises(BltError, match=f"line {STAGES[-1][0] + 2} is damaged"):
-        State(state, KEY)
+        State(state, KEY).__enter__()
 
 
 def test_the_decision_rests_on_repeats_that_chose_no_finalist(state: Path) -> None:

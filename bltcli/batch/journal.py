@@ -11,7 +11,7 @@ from typing import Any
 from bltcli.batch.ordering import Item, Result
 from bltcli.decoding.driver import Request
 from bltcli.errors import UsageError
-from bltcli.evaluate.records import JournalFile, Record
+from bltcli.records import JournalFile, Record
 
 
 class Journal(JournalFile):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +16,8 @@ from bltcli.bench.noise import differ
 from bltcli.bench.report import task_facts
 from bltcli.bench.settings import Setting, parse_settings
 from bltcli.errors import BltError, UsageError
+from bltcli.records import JournalFile, Record
 
-FORMAT: Final = "bltcli-tune"
-VERSION: Final = 1
 REFERENCE: Final = "ar"
 #: Repeats that every setting still in the race has after each stage, and the share of settings that stays in it.
 STAGES: Final = ((1, 1 / 3), (3, 1 / 3), (9, 0.0))
@@ -92,37 +90,25 @@ def search_key(task: Task, bundle_sha256: str, engine: str, quality: float | Non
     }
 
 
-class State:
-    """Turns that were measured, on disk: JSON Lines, the first the key, one more per turn, only ever appended to."""
+class State(JournalFile):
+    """Turns that were measured, on disk as soon as they are."""
 
     def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
-        """UsageError when the file belongs to another search, BltError when it is damaged."""
-        self.path = path
-        self.turns: dict[str, list[dict[str, Any]]] = {}
-        head = {"format": FORMAT, "version": VERSION, "key": dict(key)}
-        whole, _, rest = _read(path).rpartition(b"\n")  # a line that an interrupt cut off is measured again
-        if whole:
-            lines = [_parse(path, number, line) for number, line in enumerate(whole.split(b"\n"), 1)]
-            if lines[0] != head:
-                raise UsageError(
-                    f"{path} belongs to another search ({_difference(lines[0], head)}); name another --state"
-                )
-            for turn in lines[1:]:
-                self.turns.setdefault(turn["setting"], []).append(turn)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if rest:
-            with path.open("r+b") as file:
-                file.truncate(len(whole) + 1 if whole else 0)
-        if not whole:
-            self._append(head)
+        super().__init__(path, {"task": "tune", **key})
+        self.turns: dict[str, list[Record]] = {}
 
-    def add(self, turn: dict[str, Any]) -> None:
+    def _read(self) -> None:
+        for number, (turn, _) in enumerate(self.found(), 2):
+            if not {"setting", "seconds_per_byte", "equal_share"} <= set(turn):
+                raise UsageError(f"{self.path}: line {number} is damaged; start anew with --again")
+            self._keep(turn)
+
+    def add(self, turn: Record) -> None:
+        self._keep(turn)
+        self.append([turn])
+
+    def _keep(self, turn: Record) -> None:
         self.turns.setdefault(turn["setting"], []).append(turn)
-        self._append(turn)
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        with self.path.open("ab") as file:
-            file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
 
     def measured(self, setting: str, repeats: int | None = None) -> Measured:
         """Its first so many turns: those of later stages must not change what an earlier stage decided."""
@@ -176,29 +162,3 @@ def _measure(contender: Contender, state: State, expected: Sequence[bytes], warm
     found = agreement(turn.texts, expected)
     seconds = turn.seconds / max(1, turn.new_bytes)
     state.add({"setting": contender.name, "seconds_per_byte": seconds, "equal_share": found.share})
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise UsageError(f"cannot read the state {path}: {error.strerror}") from error
-
-
-def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-        if number > 1:
-            assert {"setting", "seconds_per_byte", "equal_share"} <= set(found)
-    except (ValueError, TypeError, AssertionError):
-        raise BltError(f"{path}, line {number} is damaged; start anew with --again") from None
-    assert isinstance(found, dict)
-    return found
-
-
-def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    a, b = found.get("key", found), expected["key"]
-    name = next((name for name in b if a.get(name) != b[name]), "format")
-    return f"{name}: {a.get(name)} and {b.get(name)}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from bltcli import render, settings, streams
+from bltcli import __version__, render, settings, streams
 from bltcli.commands import engine_option, json_option, model_option, options, precision_option
 from bltcli.commands.decoding import sampling_options, take_sampler
 
@@ -121,13 +121,12 @@ def run(o: Options) -> None:
     contenders = open_contenders(chosen, bundle_of, task, engine=o.engine, threads=0)
     engine = contenders[0].model.engine_name
     key = search_key(task, bundle.sha256, engine, o.quality)
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps([__version__, key], sort_keys=True).encode()).hexdigest()[:16]
     path = cache_dir() / "tune" / f"{name}.jsonl" if o.state is None else Path(o.state)
     if o.again:
         path.unlink(missing_ok=True)
-    state = State(path, key)
     render.detail(f"{bundle.path} ({bundle.precision}) on {engine}, {len(chosen)} settings, state in {path}")
-    with render.progress(most_turns(len(chosen)), o.progress, unit="runs") as advance:
+    with State(path, key) as state, render.progress(most_turns(len(chosen)), o.progress, unit="runs") as advance:
         done = 0
 
         def count() -> None:

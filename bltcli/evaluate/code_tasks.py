@@ -11,7 +11,7 @@ from typing import Any, Final
 from bltcli.atomic import write_atomically
 from bltcli.errors import UsageError
 from bltcli.evaluate.generating import Task, output_of
-from bltcli.evaluate.records import Record
+from bltcli.records import Record
 from bltcli.streams import read_file
 
 TASKS: Final = ("humaneval", "mbpp")

@@ -10,8 +10,8 @@ from typing import Final
 from bltcli.decoding import MethodOptions
 from bltcli.decoding.stop import Stop
 from bltcli.evaluate.generating import Generator, Setting, Task, output_of, settings_of, summarise
-from bltcli.evaluate.records import Record
 from bltcli.evaluate.report import Report, Row, passes_note, with_decreases
+from bltcli.records import Record
 from bltcli.sampling import Sampler
 
 DEFINITION: Final = (

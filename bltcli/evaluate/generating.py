@@ -16,9 +16,9 @@ from bltcli.decoding.driver import generate
 from bltcli.decoding.setting import format_setting
 from bltcli.decoding.stop import Stop
 from bltcli.errors import UsageError
-from bltcli.evaluate.records import Record, collect, digest
 from bltcli.graphs import GRAPHS
 from bltcli.pipeline import Pipeline, open_model
+from bltcli.records import Record, collect, digest
 from bltcli.sampling import Sampler
 from bltcli.stats import DecodeStats
 

@@ -29,9 +29,9 @@ from bltcli.decoding.stop import Stop
 from bltcli.errors import UsageError
 from bltcli.evaluate.generating import Generator, Setting, output_of
 from bltcli.evaluate.loglikelihood import Request, fitted, longest_text, plan, score
-from bltcli.evaluate.records import Record, collect, digest
 from bltcli.evaluate.suites import Item
 from bltcli.models import resolve_bundle
+from bltcli.records import Record, collect, digest
 from bltcli.sampling import Sampler
 from bltcli.streams import complain
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from bltcli.bundle import Bundle
 from bltcli.evaluate.code_tasks import PAPER_TASKS, Problem, completion_of
 from bltcli.evaluate.generating import Setting, summarise
-from bltcli.evaluate.records import Record, collect, digest
 from bltcli.evaluate.report import Report, Row, notes_on, paper_row, with_decreases
 from bltcli.evaluate.sandbox import Sandbox
+from bltcli.records import Record, collect, digest
 
 #: By setting, an outcome of each of its records: id, reason, detail.
 Outcomes = Mapping[str, Sequence[Record]]

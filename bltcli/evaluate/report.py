@@ -12,8 +12,8 @@ from bltcli import render
 from bltcli.decoding import MethodOptions
 from bltcli.errors import UsageError
 from bltcli.evaluate.generating import Setting, Summary, equal_texts
-from bltcli.evaluate.records import Record
 from bltcli.paper import PaperRow, paper_rows
+from bltcli.records import Record
 
 FORMATS: Final = ("table", "md", "csv", "json")
 _NFE: Final = {"decoder NFE": "decoder", "encoder NFE": "encoder", "global NFE": "global"}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 from bltcli.errors import UsageError
 from bltcli.evaluate.bleu import Score, Scores, score
 from bltcli.evaluate.generating import Generator, Setting, Task, output_of, summarise
-from bltcli.evaluate.records import Record
 from bltcli.evaluate.report import Report, Row, baseline_of, notes_on, paper_row, with_decreases
 from bltcli.prompts import Pair, Prompts
+from bltcli.records import Record
 from bltcli.streams import read_file
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from bltcli.decoding import MethodOptions
     from bltcli.evaluate.generating import Generator
-    from bltcli.evaluate.records import Record
     from bltcli.evaluate.report import Report
+    from bltcli.records import Record
 
 FORMATS: Final = ("table", "md", "csv", "json")
 RUN_HELP: Final = (

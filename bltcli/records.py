@@ -1,4 +1,4 @@
-"""A run over many records that survives an interruption: a JSONL file with a header line, then one line per record.
+"""Runs that survive an interruption: a JSONL file with a header line, then one line per record.
 
 Knows neither models nor tasks.
 """
@@ -9,12 +9,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import IO, Any, Final, Self, TypeVar
 
 from bltcli import __version__
-from bltcli.errors import UsageError
+from bltcli.errors import BltError, UsageError
 
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -72,22 +73,30 @@ class JournalFile:
 
     def __enter__(self) -> Self:
         """UsageError when the file has another header, is no such file, or is being written by another process."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")  # what is written goes to the end, wherever was read
+        if self.path.exists() and not self.path.is_file():
+            raise UsageError(f"{self.path} is no regular file, and could not be read again; name another file")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+b")  # what is written goes to the end, wherever was read
+        except OSError as error:
+            raise UsageError(f"cannot write {self.path}: {error.strerror}") from error
         try:
             self._lock()
             self._begin()
             self._read()
         except BaseException:
-            self._file.close()
+            self._close()
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         try:
             self._sync()
+        except BltError:
+            if kind is None:  # else it has been said
+                raise
         finally:
-            self._file.close()
+            self._close()
 
     def found(self) -> Iterator[tuple[Record, int]]:
         """The records that are there now, each with where its line ends in the file. UsageError for a damaged line."""
@@ -100,8 +109,9 @@ class JournalFile:
                 yield self._parsed(line, number), end
 
     def append(self, records: Sequence[Record]) -> None:
-        self._file.write(b"".join(map(_line, records)))
-        self._file.flush()
+        """Survives the end of this process at once, that of the machine within SYNC_S. BltError when it cannot be
+        written."""
+        self._write(b"".join(map(_line, records)))
         if monotonic() - self._synced >= SYNC_S:
             self._sync()
 
@@ -116,8 +126,7 @@ class JournalFile:
             if not self._head.startswith(head):
                 raise UsageError(f"{self.path} holds no records of bltcli; name another file, or remove it")
             self._file.truncate(0)
-            self._file.write(self._head)
-            self._file.flush()
+            self._write(self._head)
             self._head_size = self._size = len(self._head)
             return
         self._check_header(head)
@@ -125,9 +134,23 @@ class JournalFile:
         self._size = _last_line_end(self._file)
         self._file.truncate(self._size)
 
+    def _write(self, data: bytes) -> None:
+        try:
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            raise BltError(f"cannot write {self.path}: {error.strerror}") from error
+
     def _sync(self) -> None:
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise BltError(f"cannot write {self.path}: {error.strerror}") from error
         self._synced = monotonic()
+
+    def _close(self) -> None:
+        with suppress(OSError):  # of what could not be written, which has been said
+            self._file.close()
 
     def _lock(self) -> None:
         try:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
-from bltcli import __version__
-from bltcli.errors import UsageError
-from bltcli.evaluate import records
-from bltcli.evaluate.records import Record, RecordFile, collect, digest
+from bltcli import __version__, records
+from bltcli.errors import BltError, UsageError
+from bltcli.records import Record, RecordFile, collect, digest
 
 HEADER = {"task": "squares", "bundle_sha256": "abc", "settings": {"k": 4}}
 GROUPS = [[0, 1, 2], [3], [4, 5]]
@@ -141,3 +141,26 @@ def test_lines_written_close_together_share_one_sync(
 def test_a_digest_knows_where_its_parts_end() -> None:
     assert len({digest(parts) for parts in ([b"ab", b"c"], [b"a", b"bc"], [b"abc"], [b"abc", b""], [])}) == 5
     assert digest(iter([b"ab", b"c"])) == digest([b"ab", b"c"])
+
+
+def test_what_cannot_be_read_again_is_refused() -> None:
+    with pytest.raises(UsageError, match="/dev/null is no regular file"):
+        collect(Path("/dev/null"), HEADER, GROUPS, squares)
+    with pytest.raises(UsageError, match="cannot write /dev/null/x: "):
+        collect(Path("/dev/null/x"), HEADER, GROUPS, squares)
+
+
+def test_a_full_disk_is_named_and_what_was_written_before_is_kept(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    whole = finished(tmp_path / "whole.jsonl")
+    path, limits = tmp_path / "a.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) - 10, limits[1]))
+    try:
+        with pytest.raises(BltError, match=rf"cannot write {path}: File too large"):
+            collect(path, HEADER, GROUPS, squares)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert whole.startswith(path.read_bytes())
+    assert finished(path) == whole
