@@ -1,0 +1,145 @@
+"""Quality against cost: translation test sets under every method, a table for each and one plot.
+
+    python benchmarks/translation.py -m BUNDLE --folder DIR NAME:FROM>TO... [--lines 300] [--tokenize flores101]
+
+NAME.FROM and NAME.TO in DIR are line-aligned (`scripts/held_out.py` writes some). One text at a time, so that passes
+are those of a text. What was generated is kept in --records, and a run that was interrupted goes on from there. Writes
+benchmarks/results/translation.jsonl and, with --document, a section of docs/results.md with a plot beside it (needs
+matplotlib).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, write_rows
+from section import write_section
+
+RUNS = (
+    "ar",
+    *(f"blt-s k={k}" for k in (4, 8, 16)),
+    *(f"blt-d block={block} unmask={rule}" for rule in ("confidence", "entropy", "one-step") for block in (4, 8, 16)),
+    *(f"blt-dv block={block}" for block in (4, 8, 16)),
+    "blt-h block=8",
+    "ar ngram=yes",
+    "blt-s k=8 ngram=yes",
+    "blt-dv block=8 ngram=yes",
+)
+ROWS = RESULTS / "translation.jsonl"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "results.md"
+PLOT = "translation.svg"
+Report = dict[str, Any]
+
+
+def evaluate(name: str, o: argparse.Namespace) -> Report:
+    """The report of `bltcli eval mt` on one set, NAME:FROM>TO."""
+    name, _, direction = name.partition(":")
+    source, target = (o.folder / f"{name}.{language}" for language in direction.split(">"))
+    command = [sys.executable, "-m", "bltcli", "eval", "mt", "-m", o.model, "--limit", str(o.lines)]
+    command += ["--source", str(source), "--reference", str(target), "--direction", direction]
+    command += ["-n", str(o.max_bytes), "--tokenize", o.tokenize, "--format", "json"]
+    command += ["--records", str(o.records / f"{name}-{direction.replace('>', '-')}")]
+    command += [word for run in o.run or RUNS for word in ("--run", run)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if done.returncode not in (0, 5):  # 5: texts differ that must not, which the report says
+        sys.exit(done.returncode)
+    return {"set": name, "differ": done.returncode == 5, **json.loads(done.stdout)}
+
+
+def table(report: Report) -> str:
+    """One set as Markdown."""
+    lines = [
+        f"**{report['set']}, {report['direction']}**, {report['settings'][0]['texts']} lines\n",
+        "| setting | BLEU | chrF++ | kept | decoder, encoder, global passes | GB saved | bytes/s | bytes per patch |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in report["settings"]:
+        interval = {metric: found["interval"] for metric, found in report["significance"][row["setting"]].items()}
+        scores = [f"{row['scores'][metric]:.1f} ± {interval[metric]:.1f}" for metric in ("BLEU", "chrF++")]
+        passes = ", ".join(f"{row['nfe'][graph]:.0f}" for graph in ("decoder", "encoder", "global"))
+        cells = [
+            row["setting"], *scores, _percent(row["acceptance"]), passes, _percent(row["decrease"]),
+            f"{row['bytes_per_s']:.0f}", f"{row['bytes_per_patch']:.2f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f} %"
+
+
+def section(reports: Sequence[Report], arguments: str) -> str:
+    """All sets as Markdown."""
+    signatures = "; ".join(f"{name} `{text}`" for name, text in reports[0]["signatures"].items())
+    broken = [report["set"] for report in reports if report["differ"]]
+    verified = "differ from `ar` in " + ", ".join(broken) if broken else "wrote the bytes of `ar` in every line"
+    head = f"""## Quality against cost
+
+```sh
+python benchmarks/translation.py {arguments}
+```
+
+Passes, and GB by the paper's formula, are per text; scores have the 95 % interval of a paired bootstrap. `blt-s`,
+`blt-dv` and n-gram drafts {verified}. {signatures}.
+
+![chrF++ against bytes per second, one panel per test set]({PLOT})
+
+"""
+    return head + "\n".join(map(table, reports))
+
+
+def draw(reports: Sequence[Report], file: Path) -> None:
+    """chrF++ against bytes per second, a panel per set, a colour per method."""
+    from matplotlib import pyplot
+
+    pyplot.rcParams["svg.hashsalt"] = "bltcli"  # the same figures give the same file
+    columns = min(3, len(reports))
+    figure, panels = pyplot.subplots(-(-len(reports) // columns), columns, squeeze=False, layout="constrained")
+    figure.set_size_inches(4.2 * columns, 3.2 * len(panels))
+    methods = list(dict.fromkeys(run.split()[0] for run in RUNS))
+    for panel in panels.flat[len(reports) :]:
+        panel.set_visible(False)
+    for panel, report in zip(panels.flat, reports, strict=False):
+        for method in methods:
+            rows = [row for row in report["settings"] if row["setting"].split()[0] == method]
+            x, y = [r["bytes_per_s"] for r in rows], [r["scores"]["chrF++"] for r in rows]
+            panel.scatter(x, y, s=22, alpha=0.8, label=method, color=f"C{methods.index(method)}")
+        panel.set_title(f"{report['set']}, {report['direction']}", fontsize=9)
+        panel.grid(alpha=0.25)
+    figure.supxlabel("bytes per second", fontsize=9)
+    figure.supylabel("chrF++", fontsize=9)
+    panels[0][0].legend(fontsize=7)
+    figure.savefig(file, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sets", metavar="NAME:FROM>TO", nargs="+")
+    parser.add_argument("-m", "--model", default="builtin")
+    parser.add_argument("--folder", type=Path, required=True, help="where the sets are")
+    parser.add_argument("--lines", type=int, default=300)
+    parser.add_argument("--max-bytes", type=int, default=256)
+    parser.add_argument("--tokenize", default="flores101")
+    parser.add_argument("--records", type=Path, default=Path("runs/translation"))
+    parser.add_argument("--run", action="append", help="setting, such as 'blt-s k=4'; repeatable, in place of all")
+    parser.add_argument("--document", action="store_true")
+    o = parser.parse_args()
+    reports = []
+    for name in o.sets:
+        reports.append(evaluate(name, o))
+        print(table(reports[-1]), flush=True)
+    write_rows(ROWS, reports)
+    if o.document:
+        draw(reports, DOCUMENT.with_name(PLOT))
+        write_section(DOCUMENT, "translation", section(reports, " ".join(sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    main()
