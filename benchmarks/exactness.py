@@ -1,32 +1,39 @@
-"""blt-s against ar on the built-in model: every byte, greedy and sampled, for many prompts and draft lengths.
+"""Methods that verify against ar: every byte, greedy and sampled, for many prompts, draft lengths and blocks.
 
-    python benchmarks/exactness.py [--prompts 200] [--new-bytes 256] [--out FILE.jsonl]
+    python benchmarks/exactness.py [-m BUNDLE] [--prompts 200] [--new-bytes 256] [--out FILE.jsonl]
+    python benchmarks/exactness.py [-m BUNDLE] --lines FILE --direction FROM>TO [--new-bytes 256] [--out FILE.jsonl]
 
-Exits 1 at any difference at all. Prompts: valid UTF-8 in several scripts, code, random bytes, empty.
+Exits 1 at any difference at all. Prompts: valid UTF-8 in several scripts, code, random bytes, empty, past the end of
+text; or the lines of a file, to be translated.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, run_texts, write_rows
+from common import RESULTS, write_rows
 
 from bltcli.bundle import open_bundle
+from bltcli.decoding.driver import generate_texts
+from bltcli.decoding.setting import parse_setting
+from bltcli.decoding.stop import Stop
 from bltcli.models import resolve_bundle
-from bltcli.pipeline import open_model
+from bltcli.pipeline import Pipeline, open_model
+from bltcli.prompts import Prompts
 from bltcli.sampling import Sampler
+from bltcli.stats import DecodeStats
 
-BATCH = 20
-DRAFT_BYTES = (1, 2, 4, 8, 16)
-SAMPLERS = {
-    "greedy": Sampler(ignore_eos=True),
-    "sampled": Sampler(temperature=0.9, top_p=0.95, seed=5, ignore_eos=True),
-}
+Row = dict[str, Any]
+
+ROWS = 16
+DRAFTED = tuple(f"blt-s k={k}" for k in (1, 2, 4, 8, 16))
+IN_BLOCKS = tuple(f"blt-dv block={block}" for block in (4, 8, 16))
+SAMPLED = {"temperature": 0.9, "top_p": 0.95, "seed": 5}
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog. ",
     "Le ministre peut, par arrêté, modifier les conditions. ",
@@ -54,40 +61,50 @@ def prompts(count: int) -> list[bytes]:
     return found
 
 
-def check(count: int, new_bytes: int) -> Iterator[dict[str, Any]]:
+def check(model: Pipeline, runs: Sequence[str], texts: list[bytes], new_bytes: int, **sampling: Any) -> Iterator[Row]:
     """One row per setting."""
-    bundle = open_bundle(resolve_bundle(None, None, lambda line: print(line, file=sys.stderr)))
-    everything = prompts(count)
-    batches = [everything[start : start + BATCH] for start in range(0, count, BATCH)]
-    models = {size: open_model(bundle, rows=size) for size in {len(batch) for batch in batches}}
-    for name, sampler in SAMPLERS.items():
-        plain = [text for b in batches for text in run_texts(models[len(b)], "ar", 1, b, new_bytes, sampler)[0]]
-        for k in DRAFT_BYTES:
-            runs = [run_texts(models[len(b)], "blt-s", k, b, new_bytes, sampler) for b in batches]
-            texts = [text for found, _ in runs for text in found]
-            drafted, accepted = (sum(getattr(s, field) for _, s in runs) for field in ("drafted", "accepted"))
+    stop = Stop(max_bytes=new_bytes)
+    for name, more in (("greedy", {}), ("sampled", SAMPLED)):
+        sampler = Sampler(**sampling, **more)
+
+        def written(run: str, sampler: Sampler = sampler) -> tuple[list[bytes], DecodeStats]:
+            return generate_texts(model, parse_setting(run)[0].make(model), texts, sampler=sampler, stop=stop)
+
+        plain, _ = written("ar")
+        for run in runs:
+            found, stats = written(run)
             yield {
                 "sampling": name,
-                "k": k,
-                "prompts": count,
-                "bytes": sum(map(len, texts)),
-                "different_texts": sum(a != b for a, b in zip(plain, texts, strict=True)),
-                "acceptance_rate": round(accepted / drafted, 4),
-                "bundle_sha256": bundle.sha256,
+                "setting": run,
+                "prompts": len(texts),
+                "bytes": sum(map(len, found)),
+                "different_texts": sum(a != b for a, b in zip(plain, found, strict=True)),
+                "acceptance_rate": None if stats.acceptance_rate is None else round(stats.acceptance_rate, 4),
             }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-m", "--model", default=None)
+    parser.add_argument("--precision", default=None, help="of the built-in model")
     parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--lines", type=Path)
+    parser.add_argument("--direction")
     parser.add_argument("--new-bytes", type=int, default=256)
+    parser.add_argument("--run", action="append", help="setting, such as 'blt-s k=4'; repeatable, in place of all")
     parser.add_argument("--out", type=Path, default=RESULTS / "exactness.jsonl")
-    options = parser.parse_args()
+    o = parser.parse_args()
+    bundle = open_bundle(resolve_bundle(o.model, o.precision, lambda line: print(line, file=sys.stderr)))
+    model = open_model(bundle, rows=ROWS)
+    runs = o.run or (*DRAFTED, *(IN_BLOCKS if model.block_size else ()))
+    texts = (
+        [Prompts(o.direction).prompt(line.decode()) for line in o.lines.read_bytes().splitlines()] if o.lines else None
+    )
     rows = []
-    for row in check(options.prompts, options.new_bytes):
-        rows.append(row)
-        print({key: value for key, value in row.items() if key != "bundle_sha256"}, flush=True)
-    write_rows(options.out, rows)
+    for row in check(model, runs, texts or prompts(o.prompts), o.new_bytes, ignore_eos=texts is None):
+        rows.append(row | {"precision": bundle.precision, "bundle_sha256": bundle.sha256})
+        print(row, flush=True)
+    write_rows(o.out, rows)
     sys.exit(any(row["different_texts"] for row in rows))
 
 

@@ -97,8 +97,8 @@ def test_the_self_test_passes(engine: str) -> None:
 
 def test_self_speculation_equals_ar_on_real_weights(tmp_path: Path) -> None:
     rows = exactness(tmp_path, prompts=20, new_bytes=64)
-    assert {(row["sampling"], row["k"]) for row in rows} == {
-        (s, k) for s in ("greedy", "sampled") for k in (1, 2, 4, 8, 16)
+    assert {(row["sampling"], row["setting"]) for row in rows} >= {
+        (s, f"blt-s k={k}") for s in ("greedy", "sampled") for k in (1, 2, 4, 8, 16)
     }
 
 
