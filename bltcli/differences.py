@@ -15,7 +15,7 @@ from bltcli.sampling import FloatArray, Sampler
 from bltcli.vocab import EOS, OFFSET, encode
 
 #: A decision with at most this margin (logits, or nats of entropy) may fall either way by rounding.
-NEAR_TIE: Final[dict[Precision, float]] = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.3}
+NEAR_TIE: Final[dict[Precision, float]] = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.3, "int8": 0.5, "int4": 0.5}
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,18 @@ from typing import Final, Literal
 from bltcli.config import ModelConfig, StackConfig
 from bltcli.vocab import OUTPUT_IDS
 
-Precision = Literal["fp32", "fp16", "bf16"]
+#: int8 and int4: weights alone (`bltcli.quantised`), all else float32.
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 GraphName = Literal["patcher", "encoder", "global", "decoder"]
 GRAPHS: Final[tuple[GraphName, ...]] = ("patcher", "encoder", "global", "decoder")
-DTYPES: Final[dict[Precision, str]] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+#: What the graphs compute in.
+DTYPES: Final[dict[Precision, str]] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "int8": "float32",
+    "int4": "float32",
+}
 
 #: Added to the attention scores of what a row must not see. Exactly zero after softmax, and finite in 16 bit.
 MASKED: Final = -30000.0

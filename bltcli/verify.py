@@ -19,12 +19,18 @@ from bltcli.decoding.setting import format_setting, parse_setting
 from bltcli.decoding.stop import Stop
 from bltcli.differences import Difference, Run, explain
 from bltcli.errors import BltError
+from bltcli.graphs import Precision
 from bltcli.pipeline import Pipeline, open_model
 from bltcli.sampling import FloatArray, Sampler
 from bltcli.vocab import IdArray, encode
 
 _TEXT: Final = b"The same bytes, whatever the company: one piece, byte by byte, or beside other texts. 0123456789"
 SAMPLERS: Final = {"greedy": Sampler(), "sampled": Sampler(temperature=0.8, seed=7)}
+#: Largest difference of logits from those of the PyTorch model on the same weights; int8 and int4 graphs also round
+#: what weights are multiplied with.
+LIMITS: Final[dict[Precision, float]] = {"fp32": 1e-3, "fp16": 0.5, "bf16": 0.5, "int8": 1.0, "int4": 1.0}
+#: The same for quantised weights against float32 ones, as a share of the largest logit.
+GOLDEN_SHARES: Final[dict[Precision, float]] = {"int8": 0.1, "int4": 0.5}
 #: What is held against `ar`, besides drafts of whole blocks where the model was trained on them.
 SETTINGS: Final = ("blt-s k=1", "blt-s k=4", "blt-s k=16", "blt-s k=auto ngram=yes")
 BLOCK_SETTINGS: Final = ("blt-dv", "blt-dv block=4 unmask=confidence", "blt-h trust=1.0")
@@ -89,7 +95,9 @@ class Verification:
         golden = map_safetensors(self.bundle.path / GOLDEN)
         logits = _logits(self._model(), [golden["ids"].astype(np.int64)], [40, 1, 7])[0]
         difference = float(np.abs(logits - golden["logits"]).max())
-        limit = 1e-3 if self.bundle.precision == "fp32" else 0.5
+        limit = LIMITS[self.bundle.precision]
+        if self.bundle.precision in ("int8", "int4"):  # they are those of float32 weights
+            limit = GOLDEN_SHARES[self.bundle.precision] * float(np.abs(golden["logits"]).max())
         return Check(name, difference <= limit, f"logits within {difference:.1e} (limit {limit:g})")
 
     def rows(self) -> Check:
@@ -109,7 +117,7 @@ class Verification:
         ids = encode(_TEXT)
         ours, theirs = (_logits(self._model(engine=e), [ids], [len(ids)])[0] for e in (self.engine, "torch"))
         difference = float(np.abs(ours - theirs).max())
-        limit = 1e-3 if self.bundle.precision == "fp32" else 0.5
+        limit = LIMITS[self.bundle.precision]
         found = self._runs(MethodOptions(method="ar"), SAMPLERS["greedy"], engine="torch")
         differences = self._differences(found, "greedy", "ar engine=torch", promised=False)
         detail = f"logits within {difference:.1e} (limit {limit:g}); {self._count(differences)}"

@@ -9,7 +9,7 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PRECISIONS: Final = ("fp32", "fp16", "bf16")
+PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8", "int4")
 ENGINES: Final = ("auto", "ort-cpu", "torch")
 
 model_option = click.option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,6 +16,7 @@ from bltcli.errors import UsageError
 if TYPE_CHECKING:
     from bltcli.bench.hugging_face import HuggingFace
     from bltcli.bench.measure import Task
+    from bltcli.graphs import Precision
     from bltcli.sampling import Sampler
 
 FORMATS: Final = ("table", "md", "csv", "json", "html")
@@ -31,7 +32,7 @@ class Options:
     prompt: str | None
     run: tuple[str, ...]
     model: str | None
-    precision: Literal["fp32", "fp16", "bf16"] | None
+    precision: Precision | None
     engine: str
     threads: int
     max_bytes: int

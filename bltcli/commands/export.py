@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +13,7 @@ from bltcli.errors import UsageError
 
 if TYPE_CHECKING:
     from bltcli.checkpoint import Checkpoint
+    from bltcli.graphs import Precision
 
 
 @click.command(
@@ -30,15 +31,14 @@ Examples:
 @options(
     click.option("-o", "--output", metavar="DIR", default=None, help="Folder to write."),
     click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
-                 help="Number format of the graphs. The patcher is always fp32."),
+                 help="Number format of the graphs. int8 and int4: of their weights alone, in blocks of 128 with a "
+                      "scale each. The patcher is always fp32."),
     click.option("--check/--no-check", default=True, show_default=True,
                  help="Compare the graphs with the PyTorch model."),
     click.option("--dry-run", is_flag=True, help="Print what would be exported, and write nothing."),
     settings.verbosity_options,
 )  # fmt: skip
-def command(
-    checkpoint: str | None, output: str | None, precision: Literal["fp32", "fp16", "bf16"], check: bool, dry_run: bool
-) -> None:
+def command(checkpoint: str | None, output: str | None, precision: Precision, check: bool, dry_run: bool) -> None:
     """Export CHECKPOINT to four ONNX graphs and a manifest: a bundle.
 
     CHECKPOINT is a folder or a name on the Hugging Face Hub, owner/model or owner/model@revision, which is downloaded.

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bltcli.bundle import Bundle
     from bltcli.decoding import MethodOptions
     from bltcli.decoding.driver import Chunk, CountedModel
+    from bltcli.graphs import Precision
     from bltcli.pipeline import Pipeline
     from bltcli.sampling import Sampler
     from bltcli.stats import DecodeStats
@@ -43,7 +44,7 @@ class Options:
     prompt_file: str | None
     prompt: str | None
     model: str | None
-    precision: Literal["fp32", "fp16", "bf16"] | None
+    precision: Precision | None
     method: MethodOptions
     sampler: Sampler
     max_bytes: int

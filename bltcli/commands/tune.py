@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,7 @@ from bltcli.commands.decoding import sampling_options, take_sampler
 
 if TYPE_CHECKING:
     from bltcli.bench.tune import Found
+    from bltcli.graphs import Precision
     from bltcli.sampling import Sampler
 
 PIECES = 4  # of a long sample text
@@ -29,7 +30,7 @@ class Options:
 
     text_file: str | None
     model: str | None
-    precision: Literal["fp32", "fp16", "bf16"] | None
+    precision: Precision | None
     engine: str
     quality: float | None
     max_bytes: int

@@ -61,7 +61,7 @@ def _builtin_bundle(precision: str, notice: Callable[[str], None]) -> Path:
     from bltcli_export import EXPORT_VERSION
 
     if precision not in get_args(Precision):
-        raise UsageError(f"--precision is {precision}; use fp32, fp16 or bf16")
+        raise UsageError(f"--precision is {precision}; use fp32, fp16, bf16, int8 or int4")
     checkpoint = open_checkpoint(builtin_checkpoint())
     name = f"{BUILTIN}-{checkpoint.sha256[:16]}-{precision}-v{FORMAT_VERSION}.{EXPORT_VERSION}"
     folder = cache_dir() / "bundles"

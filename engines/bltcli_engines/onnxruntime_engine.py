@@ -77,12 +77,18 @@ class _Binding(NamedTuple):
 class OrtEngine:
     """One graph in an ONNX Runtime session. Everything is bound once per shape; a run copies only the small inputs."""
 
-    def __init__(self, spec: GraphSpec, path: Path, weight_bytes: int, threads: int = 0) -> None:
+    def __init__(
+        self, spec: GraphSpec, path: Path, weight_bytes: int, threads: int = 0, *, float_activations: bool = False
+    ) -> None:
         self.spec, self.weight_bytes = spec, weight_bytes
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # TensorScatter warns on stderr per call while buffers are being bound
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # four sessions share the cores
+        # products with quantised weights: 4 also rounds what they are multiplied with to int8, block by block; 1 does
+        # not, and is up to 200 times slower
+        level = "1" if float_activations else "4"
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
         try:
             self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises its own unrelated types
@@ -174,14 +180,21 @@ def open_onnxruntime(
     weight_bytes: Mapping[GraphName, int],
     threads: int = 0,
     rows: int = 1,
+    *,
+    float_activations: bool = False,
 ) -> tuple[OrtRuntime, dict[GraphName, Engine]]:
     """All graphs in ONNX Runtime on the CPU. ModelError for bfloat16 graphs, which its CPU kernels cannot multiply.
-    `threads` 0: one for a small graph on few texts (`rows`), else all cores; values are the same for any number."""
+    `threads` 0: one for a small graph on few texts (`rows`), else all cores; values are the same for any number.
+    `float_activations`: multiply quantised weights with float32, for checks, instead of with int8."""
     if any(t.dtype == "bfloat16" for spec in specs.values() for t in spec.inputs):
         raise ModelError("ONNX Runtime's CPU has no bfloat16 kernels; export with --precision fp32 or fp16")
     engines: dict[GraphName, Engine] = {
         name: OrtEngine(
-            spec, paths[name], weight_bytes[name], threads or int(rows * weight_bytes[name] < SMALL_GRAPH_BYTES)
+            spec,
+            paths[name],
+            weight_bytes[name],
+            threads or int(rows * weight_bytes[name] < SMALL_GRAPH_BYTES),
+            float_activations=float_activations,
         )
         for name, spec in specs.items()
     }

@@ -12,6 +12,8 @@ from onnx_ir import tape
 
 from bltcli.checkpoint.weights import DTYPES
 from bltcli.graphs import GraphSpec, TensorSpec
+from bltcli.quantised import DTYPES as QUANTISED_DTYPES
+from bltcli.quantised import SCALES, Quantised, block_of, quantise
 
 OPSET = 24  # RMSNormalization and RotaryEmbedding of 23, TensorScatter of 24
 IR_VERSION = 12
@@ -21,6 +23,8 @@ _IR_DTYPES = {
     "float16": ir.DataType.FLOAT16,
     "bfloat16": ir.DataType.BFLOAT16,
     "int64": ir.DataType.INT64,
+    "int8": ir.DataType.INT8,
+    "int4": ir.DataType.INT4,
 }
 
 
@@ -35,9 +39,20 @@ class Source(Protocol):
 class Builder:
     """Builds one graph in one dtype."""
 
-    def __init__(self, spec: GraphSpec, dtype: str, weights: Mapping[str, Source], round_to: str | None = None) -> None:
-        """`round_to` rounds every weight through another dtype first (the fp32 twin of a bf16 graph)."""
-        self.spec, self.dtype, self.weights, self.round_to = spec, dtype, weights, round_to
+    def __init__(
+        self,
+        spec: GraphSpec,
+        dtype: str,
+        weights: Mapping[str, Source],
+        *,
+        round_to: str | None = None,
+        quantised: Quantised | None = None,
+    ) -> None:
+        """`round_to` rounds every weight through another dtype first (the fp32 twin of a bf16 graph); `quantised`
+        writes those that `block_of` names in whole numbers with a scale per block."""
+        self.spec, self.dtype, self.weights = spec, dtype, weights
+        self.round_to = round_to
+        self.quantised: Quantised | None = quantised
         self.tape = tape.Tape()
         self.inputs = {s.name: _value(s) for s in spec.inputs}
         self.outputs: dict[str, ir.Value] = {}
@@ -73,12 +88,31 @@ class Builder:
         """Linear weights [outputs, inputs], transposed to [inputs, outputs] and joined along the outputs."""
         sources = [self.weights[name] for name in names]
         shape = (sources[0].shape[1], sum(s.shape[0] for s in sources))
-        return self._lazy("+".join(names), shape, lambda: np.concatenate([self._read(s).T for s in sources], axis=1))
+        self.parameters += int(np.prod(shape))
+        block = block_of(names[0], sources[0].shape) if self.quantised else None
+        if self.quantised is not None and block is not None:
+            return self._quantised("+".join(names), sources, shape, block, self.quantised)
+        return self._lazy(
+            "+".join(names), self.dtype, shape, lambda: np.concatenate([self._read(s).T for s in sources], axis=1)
+        )
+
+    def _quantised(
+        self, name: str, sources: Sequence[Source], shape: tuple[int, int], block: int, kind: Quantised
+    ) -> ir.Value:
+        """Whole numbers [inputs, outputs] and scales [inputs / block, outputs] through a blocked DequantizeLinear."""
+
+        def read(part: int) -> NDArray[Any]:
+            return np.concatenate([quantise(self._read(s), block, kind)[part].T for s in sources], axis=1)
+
+        numbers = self._lazy(name, kind, shape, lambda: read(0).astype(QUANTISED_DTYPES[kind], copy=False))
+        scales = self._lazy(name + SCALES, self.dtype, (shape[0] // block, shape[1]), lambda: read(1))
+        return self.op("DequantizeLinear", numbers, scales, axis=0, block_size=block)
 
     def raw(self, name: str) -> ir.Value:
         """A weight as it is stored: norms and embedding tables."""
         source = self.weights[name]
-        return self._lazy(name, source.shape, lambda: self._read(source))
+        self.parameters += int(np.prod(source.shape))
+        return self._lazy(name, self.dtype, source.shape, lambda: self._read(source))
 
     def reshape(self, value: ir.Value, *shape: int) -> ir.Value:
         """0 keeps an axis, -1 takes the rest."""
@@ -106,11 +140,10 @@ class Builder:
             array = array.astype(DTYPES[self.round_to])
         return array.astype(DTYPES[self.dtype], copy=False)
 
-    def _lazy(self, name: str, shape: tuple[int, ...], read: Callable[[], NDArray[Any]]) -> ir.Value:
-        self.parameters += int(np.prod(shape))
+    def _lazy(self, name: str, dtype: str, shape: tuple[int, ...], read: Callable[[], NDArray[Any]]) -> ir.Value:
         tensor = ir.LazyTensor(
             lambda: ir.tensor(np.ascontiguousarray(read()), name=name),
-            dtype=_IR_DTYPES[self.dtype],
+            dtype=_IR_DTYPES[dtype],
             shape=ir.Shape(shape),
             name=name,
         )

@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,6 +37,7 @@ from bltcli.checkpoint.weights import DTYPES
 from bltcli.errors import ModelError, UsageError
 from bltcli.graphs import DTYPES as GRAPH_DTYPES
 from bltcli.graphs import GRAPHS, Precision
+from bltcli.quantised import block_of
 from bltcli_export.builder import IR_VERSION, OPSET, Builder
 from bltcli_export.graphs import build_graph
 from bltcli_export.parity import Parity, check_parity
@@ -160,9 +162,11 @@ def weight_bytes(g: Builder) -> int:
 
 
 def table_dtype(weight: Weight, precision: Precision) -> np.dtype[Any]:
-    """float32 bundles keep a table as the checkpoint has it (exact when widened); 16-bit bundles keep 16 bits."""
-    keep = precision == "fp32" or weight.dtype != "float32"
-    return DTYPES[weight.dtype if keep else GRAPH_DTYPES[precision]]
+    """float32 bundles keep a table as the checkpoint has it (exact when widened), all others have 16 bits: those of the
+    checkpoint, or else the graphs' own, or float16."""
+    if precision == "fp32" or weight.dtype != "float32":
+        return DTYPES[weight.dtype]
+    return DTYPES[GRAPH_DTYPES[precision] if precision in ("fp16", "bf16") else "float16"]
 
 
 def write_tables(checkpoint: Checkpoint, path: Path, precision: Precision) -> None:
@@ -190,6 +194,7 @@ def write_manifest(
         "opset": OPSET,
         "ir_version": IR_VERSION,
         "model": checkpoint.config.to_dict(),
+        **quantised_entry(checkpoint, precision),
         "patches": patches_entry(checkpoint.config.patcher),
         "graphs": graphs,
         "tables": {
@@ -208,6 +213,20 @@ def write_manifest(
         "versions": _versions(),
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def quantised_entry(checkpoint: Checkpoint, precision: Precision) -> dict[str, Any]:
+    """How a quantised bundle holds the weights of its graphs: how many in blocks of which length, and in float32."""
+    if precision not in ("int8", "int4"):
+        return {}
+    counts: Counter[str] = Counter()
+    for name in checkpoint.weights.keys() - set(HOST_TABLES.values()):
+        shape = checkpoint.weights[name].shape
+        counts[str(block_of(name, shape) or "float32")] += int(np.prod(shape))
+    scheme = "symmetric, to the nearest, a float32 scale per output and block of inputs"
+    return {
+        "quantised": {"bits": int(precision[3:]), "scheme": scheme, "weights_by_block": dict(sorted(counts.items()))}
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -34,7 +34,11 @@ def build_graph(
     `round_to` rounds the weights through another dtype first: the float32 twin of a bfloat16 graph has the bfloat16
     graph's weights and runs where bfloat16 does not.
     """
-    dtype = "float32" if name == "patcher" else DTYPES[precision]
-    builder = Builder(graph_specs(config, precision)[name], dtype, weights, None if name == "patcher" else round_to)
+    spec = graph_specs(config, precision)[name]
+    if name == "patcher":
+        builder = Builder(spec, "float32", weights)
+    else:
+        quantised = precision if precision in ("int8", "int4") else None
+        builder = Builder(spec, DTYPES[precision], weights, round_to=round_to, quantised=quantised)
     BUILDERS[name](builder, config)
     return builder

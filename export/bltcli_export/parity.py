@@ -21,8 +21,14 @@ from bltcli.pipeline import Pipeline, open_model
 from bltcli.vocab import IdArray, encode
 from bltcli_engines.onnxruntime_engine import open_onnxruntime
 
-#: Largest difference allowed, relative to the largest value of a tensor (or 1, if that is larger).
-TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 1e-4}
+#: Largest difference allowed, relative to the largest value of a tensor (or 1, if that is larger); what the patcher
+#: makes is held to that of fp32. Quantised graphs are held against a model with the same rounded weights, and multiply
+#: with float32 there.
+TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 1e-4, "int8": 1e-4, "int4": 1e-4}
+#: As they run, with activations rounded to int8 block by block.
+TOLERANCE_AS_RUN: Final = 0.1
+#: Of golden outputs, which are those of the float32 model, as quantised graphs run.
+TOLERANCE_GOLDEN: Final[dict[Precision, float]] = {**TOLERANCE, "int8": 0.1, "int4": 0.5}
 _TEXT_BYTES: Final = 600  # longer than the windows of released models
 
 
@@ -34,6 +40,7 @@ class Parity:
     tolerance: float
     differences: dict[str, float] = field(default_factory=dict)
     calls: int = 0
+    as_run: Parity | None = None  # of quantised graphs, with activations rounded to int8
 
     def compare(self, what: str, found: NDArray[Any], expected: NDArray[Any]) -> None:
         """Note the largest difference; NaN counts as infinite."""
@@ -44,10 +51,11 @@ class Parity:
 
     def require(self) -> Parity:
         for what, difference in self.differences.items():
-            if not difference <= self.tolerance:
+            tolerance = TOLERANCE["fp32"] if what.startswith(("patcher", "entropy")) else self.tolerance
+            if not difference <= tolerance:
                 raise ModelError(
                     f"parity check failed: {what} differs from the {self.against} by {difference:.2e}, tolerance "
-                    f"{self.tolerance:.0e}; this is a bug of the export or of the checkpoint, please report it"
+                    f"{tolerance:.0e}; this is a bug of the export or of the checkpoint, please report it"
                 )
         return self
 
@@ -58,26 +66,34 @@ class Parity:
             "tolerance": self.tolerance,
             "calls": self.calls,
             "differences": self.differences,
+            **({"as_run": self.as_run.to_dict()} if self.as_run else {}),
         }
 
 
 def check_parity(bundle: Bundle, checkpoint: Checkpoint, *, rounded_to: str | None = None) -> Parity:
-    """Hold `bundle` against its checkpoint. Golden outputs come first, so that the built-in model needs no torch.
+    """Hold `bundle` against its checkpoint. Golden outputs come first, so that the built-in model needs no torch; but
+    they are those of float32 weights, so that quantised bundles prefer torch where it is installed.
     `rounded_to`: the dtype that the bundle's weights were rounded through. Raises ModelError beyond the tolerance."""
-    if (checkpoint.path / GOLDEN).is_file():
+    quantised = bundle.precision in ("int8", "int4")
+    without_torch = find_spec("torch") is None
+    if (checkpoint.path / GOLDEN).is_file() and (without_torch or not quantised):
         return check_golden(bundle, checkpoint.path / GOLDEN)
-    if find_spec("torch") is None:
+    if without_torch:
         raise ModelError(
             "the parity check needs PyTorch: pip install 'bltcli[torch]', or export with --no-check "
             "(the manifest records it)"
         )
-    return _check_torch(bundle, checkpoint, rounded_to)
+    if not quantised:
+        return _check_torch(bundle, checkpoint, rounded_to, TOLERANCE[bundle.precision])
+    parity = _check_torch(bundle, checkpoint, bundle.precision, TOLERANCE[bundle.precision], float_activations=True)
+    parity.as_run = _check_torch(bundle, checkpoint, bundle.precision, TOLERANCE_AS_RUN)
+    return parity
 
 
 def check_golden(bundle: Bundle, file: Path) -> Parity:
     """Run the golden text of `file` through the bundle in uneven pieces and compare what all four graphs made of it."""
     golden = map_safetensors(file)
-    parity = Parity("golden outputs", TOLERANCE[bundle.precision])
+    parity = Parity("golden outputs", TOLERANCE_GOLDEN[bundle.precision])
     model = open_model(bundle, engine="ort-cpu")
     ids = golden["ids"].astype(np.int64)
     logits, entropy = [], []
@@ -93,7 +109,9 @@ def check_golden(bundle: Bundle, file: Path) -> Parity:
     return parity.require()
 
 
-def _check_torch(bundle: Bundle, checkpoint: Checkpoint, rounded_to: str | None) -> Parity:
+def _check_torch(
+    bundle: Bundle, checkpoint: Checkpoint, rounded_to: str | None, tolerance: float, *, float_activations: bool = False
+) -> Parity:
     """Drive a pipeline whose engines run both sides on the same inputs and the same state: every call of every graph is
     compared on its own, over prompts, single bytes, uneven batches, rewinds and a window that slides."""
     from bltcli.nn.loading import load_blt
@@ -102,8 +120,10 @@ def _check_torch(bundle: Bundle, checkpoint: Checkpoint, rounded_to: str | None)
     model = load_blt(checkpoint)
     if rounded_to is not None:
         round_weights(model, rounded_to)
-    parity = Parity("torch model", TOLERANCE[bundle.precision])
-    _, engines = open_onnxruntime(bundle.specs, bundle.graph_paths, bundle.weight_bytes)
+    parity = Parity("torch model", tolerance)
+    _, engines = open_onnxruntime(
+        bundle.specs, bundle.graph_paths, bundle.weight_bytes, float_activations=float_activations
+    )
     twins: dict[GraphName, TwinEngine] = {name: TwinEngine(engine, model, parity) for name, engine in engines.items()}
     pipeline = Pipeline(bundle.config, TwinRuntime(), twins, bundle.tables(), rows=2)
     length = min(_TEXT_BYTES, bundle.config.max_bytes - 1)

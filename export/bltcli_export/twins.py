@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from numpy.typing import NDArray
 
 from bltcli.graphs import GraphSpec
 from bltcli.nn import Blt
+from bltcli.quantised import Quantised, rounded
 from bltcli_engines.onnxruntime_engine import OrtBuffer
 from bltcli_engines.protocol import Arrays, Buffer, Engine
 from bltcli_engines.torch_engine import DTYPES, TorchBuffer, TorchEngine
@@ -55,6 +56,10 @@ class TwinBuffer:
 class TwinRuntime:
     name = "twin"
     row_multiple = 2
+    promised = True
+
+    def slots(self, axis: str) -> int:
+        return 0
 
     def buffer(self, shape: tuple[int, int, int, int], dtype: str) -> TwinBuffer:
         return TwinBuffer(shape, dtype)
@@ -105,8 +110,11 @@ class TwinEngine:
 
 
 @torch.no_grad()
-def round_weights(model: Blt, dtype: str) -> None:
-    """Round every weight but the patcher's through `dtype`, in place."""
+def round_weights(model: Blt, kind: str) -> None:
+    """Give the model the weights that a bundle computes with, in place: all but the patcher's rounded through a dtype,
+    or those that "int8" and "int4" bundles quantise, quantised and back."""
     for name, parameter in model.named_parameters():
-        if not name.startswith("patcher."):
-            parameter.copy_(parameter.to(DTYPES[dtype]).to(parameter.dtype))
+        if kind in ("int8", "int4"):
+            parameter.copy_(torch.from_numpy(rounded(name, parameter.numpy(), cast(Quantised, kind))))
+        elif not name.startswith("patcher."):
+            parameter.copy_(parameter.to(DTYPES[kind]).to(parameter.dtype))
