@@ -1,11 +1,11 @@
-"""Builds the TensorRT engines of a bundle that are missing or stale."""
+"""Builds the TensorRT engines of a bundle that are missing or stale, and loads those that may be used."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bltcli.bundle import Bundle
 from bltcli.cache import SLIDE, STEP
@@ -15,7 +15,12 @@ from bltcli.engine_store import ANY_GPU, EngineKey, EngineStore
 from bltcli.errors import UsageError
 from bltcli.graphs import GRAPHS, GraphName
 from bltcli.texts import PREFILL_ROWS
+from bltcli_engines.gpu import describe_gpu, require_driver
+from bltcli_engines.protocol import Engine
 from bltcli_engines.tensorrt_build import Library, Profile, build_engine, find_library
+
+if TYPE_CHECKING:
+    from bltcli_engines.tensorrt_engine import TensorrtRuntime
 
 UNBOUNDED_PATCH_BYTES: Final = 256  # the longest patch an engine takes where the model sets no maximum
 
@@ -60,13 +65,27 @@ def engine_key(store: EngineStore, graph: GraphName, library: Library, profile: 
     """What an engine for this graph, library and machine depends on."""
     gpu, capability = (ANY_GPU, ANY_GPU)
     if not library.ahead_of_time:
-        from bltcli_engines.gpu import describe_gpu
-
-        gpu, capability = describe_gpu()
+        gpu, capability = describe_gpu()[:2]
     return store.key(
         graph, profile=asdict(profile), library=library.name, library_version=library.version, gpu=gpu,
         compute_capability=capability,
     )  # fmt: skip
+
+
+def load_engines(bundle: Bundle) -> tuple[TensorrtRuntime, dict[GraphName, Engine]]:
+    """The engines of a bundle as they were built, on this machine's GPU. ModelError, naming what differs and the
+    command that builds them, when one is missing, stale, changed, or does not run here."""
+    require_driver()
+    library, store = find_library(), EngineStore(bundle)
+    profile = store.profile()
+    keys: dict[GraphName, EngineKey] = {graph: engine_key(store, graph, library, profile) for graph in GRAPHS}
+    engines: dict[GraphName, bytes] = {graph: store.load(graph, key) for graph, key in keys.items()}
+    from bltcli_engines.cuda_device import cuda_device
+    from bltcli_engines.tensorrt_engine import open_tensorrt
+
+    return open_tensorrt(
+        library, cuda_device(), engines, bundle.specs, bundle.weight_bytes, profile, rebuild=store.rebuild
+    )
 
 
 def build_bundle(

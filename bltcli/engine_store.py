@@ -19,9 +19,10 @@ from typing import Any, Final
 
 from bltcli.atomic import write_atomically
 from bltcli.bundle import Bundle
-from bltcli.errors import ModelError
-from bltcli.graphs import GraphName
+from bltcli.errors import ModelError, UsageError
+from bltcli.graphs import GRAPHS, GraphName
 from bltcli.models import cache_dir
+from bltcli_engines.tensorrt_build import Profile
 
 ANY_GPU: Final = "any"
 
@@ -73,6 +74,19 @@ class EngineStore:
         return EngineKey(
             graph_sha256=hashlib.sha256("".join(parts).encode()).hexdigest(), precision=self.bundle.precision, **fields
         )
+
+    def profile(self) -> Profile:
+        """The profile that the engines were built for. ModelError when there are none."""
+        graph = GRAPHS[0]
+        if not self._record_file(graph).is_file():
+            raise ModelError(f"no usable TensorRT engine for {graph}: none was built; run {self.rebuild}")
+        self._require_own()
+        try:
+            return Profile(**(self._record(graph) or {})["profile"])
+        except (KeyError, TypeError, UsageError) as error:
+            raise ModelError(
+                f"no usable TensorRT engine for {graph}: its record is damaged; run {self.rebuild}"
+            ) from error
 
     def stale(self, graph: GraphName, key: EngineKey) -> list[str]:
         """Why the engine that is held cannot be used, one phrase each; empty when it can. ModelError when somebody else

@@ -50,7 +50,8 @@ class Pipeline(Texts):
         rows run unpadded: faster, and no promise that speculation equals plain decoding to the last bit."""
         self.engine_name, self.tables, self.bundle_sha256 = runtime.name, tables, ""
         self.row_multiple = runtime.row_multiple if exact else 1
-        self.prefill_rows = PREFILL_ROWS
+        self.promised = exact and runtime.promised  # bitwise, that a row's value depends on nothing else in its call
+        self.prefill_rows = PREFILL_ROWS // self.row_multiple * self.row_multiple
         self.work = Work()
         self.engines: dict[GraphName, CountingEngine] = {
             name: CountingEngine(engine, lambda: self.work) for name, engine in engines.items()
@@ -260,19 +261,11 @@ class Pipeline(Texts):
 def open_model(
     bundle: Bundle, *, engine: str = "auto", rows: int = 1, threads: int = 0, exact: bool = True
 ) -> Pipeline:
-    """A pipeline of `rows` texts over a bundle. Engines: ort-cpu (auto takes it), torch. `threads` 0: the engine's
-    choice. ModelError when the engine cannot run this bundle; an explicit choice never falls back."""
-    runtime: Runtime
-    if engine in ("auto", "ort-cpu"):
-        from bltcli_engines.onnxruntime_engine import open_onnxruntime
+    """A pipeline of `rows` texts over a bundle, see `open_engines`. `threads` 0: the engine's choice. ModelError when
+    the engine cannot run this bundle."""
+    from bltcli.engine_choice import open_engines
 
-        runtime, engines = open_onnxruntime(bundle.specs, bundle.graph_paths, bundle.weight_bytes, threads, rows)
-    elif engine == "torch":
-        from bltcli_engines.torch_engine import open_torch
-
-        runtime, engines = open_torch(bundle.config, bundle.specs, bundle.graph_paths, threads)
-    else:
-        raise UsageError(f"--engine is {engine}; use auto, ort-cpu or torch")
+    runtime, engines = open_engines(bundle, engine, rows=rows, threads=threads)
     model = Pipeline(bundle.config, runtime, engines, bundle.tables(), rows=rows, exact=exact)
     model.bundle_sha256 = bundle.sha256
     return model

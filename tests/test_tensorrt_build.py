@@ -15,7 +15,7 @@ from bltcli.bundle import Bundle
 from bltcli.engine_store import EngineStore
 from bltcli.errors import ModelError, UsageError
 from bltcli.graphs import GRAPHS, Precision
-from bltcli_engines import tensorrt_build
+from bltcli_engines import gpu, tensorrt_build
 from bltcli_engines.gpu import describe_gpu
 from bltcli_engines.tensorrt_build import Library, Profile, build_engine, find_library
 from tests.cli_support import bltcli, here, one_line
@@ -172,7 +172,8 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ModelError, match=r"no TensorRT is installed; add one with pip install 'bltcli\[tensorrt-rtx\]'"
     ):
         find_library()
-    with pytest.raises(ModelError, match=r"NVIDIA's Python bindings cannot be imported|no usable NVIDIA GPU"):
+    monkeypatch.setattr(gpu, "DRIVER", "nothing.so")
+    with pytest.raises(ModelError, match=r"no NVIDIA driver: .*nothing\.so: cannot open shared object file"):
         describe_gpu()
     assert Library(None, "tensorrt_rtx", "1").ahead_of_time
     assert not Library(None, "tensorrt", "1").ahead_of_time

@@ -64,7 +64,7 @@ class Ours:
     def promised(self) -> bool:
         """Whether the bytes have to be those of `ar`: by the method, and by how the engine computes."""
         used = dataclasses.replace(self.setting, options=self.options)
-        return used.verified and self.model.row_multiple > 1
+        return used.verified and self.model.promised
 
     def run(self) -> Turn:
         texts, parts = [], []

@@ -10,7 +10,7 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8", "int4")
-ENGINES: Final = ("auto", "ort-cpu", "torch")
+ENGINES: Final = ("auto", "ort-cpu", "ort-cuda", "tensorrt", "torch")
 
 model_option = click.option(
     "-m", "--model", metavar="BUNDLE", default=None,
@@ -22,7 +22,8 @@ precision_option = click.option(
 )  # fmt: skip
 engine_option = click.option(
     "--engine", type=click.Choice(ENGINES), default="auto", show_default=True,
-    help="What runs the graphs: ONNX Runtime on the CPU, or PyTorch (slow, for reference).",
+    help="What runs the graphs; see docs/gpu.md. auto: the first of tensorrt (after bltcli build), ort-cuda and ort-cpu "
+         "that works here. torch is slow, for reference.",
 )  # fmt: skip
 json_option = click.option("--json", is_flag=True, help="Print JSON.")
 

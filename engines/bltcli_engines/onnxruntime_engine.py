@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,19 +81,8 @@ class OrtEngine:
         self, spec: GraphSpec, path: Path, weight_bytes: int, threads: int = 0, *, float_activations: bool = False
     ) -> None:
         self.spec, self.weight_bytes = spec, weight_bytes
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # TensorScatter warns on stderr per call while buffers are being bound
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # four sessions share the cores
-        # products with quantised weights: 4 also rounds what they are multiplied with to int8, block by block; 1 does
-        # not, and is up to 200 times slower
-        level = "1" if float_activations else "4"
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
-        try:
-            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises its own unrelated types
-            raise ModelError(f"{path}: ONNX Runtime cannot load this graph: {_first_line(error)}") from error
-        _check_io(path, self.session, spec)
+        providers = ["CPUExecutionProvider"]
+        self.session = open_session(path, spec, providers, threads, float_activations=float_activations)
         self._unbind()
 
     def _unbind(self) -> None:
@@ -169,6 +158,10 @@ class OrtRuntime:
 
     name = "ort-cpu"
     row_multiple = 2
+    promised = True
+
+    def slots(self, axis: str) -> int:
+        return 0
 
     def buffer(self, shape: tuple[int, int, int, int], dtype: str) -> OrtBuffer:
         return OrtBuffer(shape, dtype)
@@ -201,9 +194,30 @@ def open_onnxruntime(
     return OrtRuntime(), engines
 
 
+def open_session(
+    path: Path, spec: GraphSpec, providers: Sequence[Any], threads: int = 0, *, float_activations: bool = False
+) -> Any:
+    """A session of the graph in `path`. ModelError when ONNX Runtime cannot load it or its inputs and outputs are not
+    those of `spec`."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # TensorScatter warns on stderr per call while buffers are being bound
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # four sessions share the cores
+    # products with quantised weights: 4 also rounds what they are multiplied with to int8, block by block; 1 does not,
+    # and is up to 200 times slower
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if float_activations else "4")
+    try:
+        session = ort.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:  # ONNX Runtime raises its own unrelated types
+        raise ModelError(f"{path}: ONNX Runtime cannot load this graph: {_first_line(error)}") from error
+    _check_io(path, session, spec)
+    return session
+
+
 def _check_io(path: Path, session: Any, spec: GraphSpec) -> None:
     """The graph's own inputs and outputs against the contract."""
     kinds = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
+    kinds["tensor(bfloat16)"] = "bfloat16"
     for what, values, specs in (
         ("input", session.get_inputs(), spec.inputs),
         ("output", session.get_outputs(), spec.outputs),

@@ -22,7 +22,7 @@ class Buffer(Protocol):
     def nbytes(self) -> int: ...
 
     def resize(self, capacity: int) -> None:
-        """Have `capacity` slots, keeping what is in those that stay."""
+        """Have `capacity` slots, or more where their number is fixed, keeping what is in those that stay."""
         ...
 
     def shift(self, row: int, slots: int) -> None:
@@ -72,6 +72,11 @@ class Runtime(Protocol):
     """A backend whose engines share buffers."""
 
     name: str
-    row_multiple: int  # rows per call that make every row's value independent of the call (1: no such rule needed)
+    row_multiple: int  # calls whose values count are padded to a multiple of this many rows
+    promised: bool  # whether every row's value is then bitwise independent of the rest of its call
+
+    def slots(self, axis: str) -> int:
+        """Slots that buffers along "slots" or "patch_slots" have from the start and for good; 0: they grow."""
+        ...
 
     def buffer(self, shape: tuple[int, int, int, int], dtype: str) -> Buffer: ...

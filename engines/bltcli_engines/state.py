@@ -9,7 +9,7 @@ from bltcli_engines.protocol import Buffer, Engine, Runtime
 
 
 def bind_state(engines: Mapping[GraphName, Engine], runtime: Runtime, rows: int) -> tuple[list[Buffer], list[Buffer]]:
-    """Bind every state input of `engines` to a new buffer for `rows` texts, with no slots yet.
+    """Bind every state input of `engines` to a new buffer for `rows` texts, with no slots yet where they grow.
 
     `present_X` of one graph and the input `X` of another are one buffer. Returns the buffers along the byte axis and
     those along the patch axis.
@@ -36,4 +36,4 @@ def _make(spec: GraphSpec, name: str, runtime: Runtime, rows: int) -> tuple[Buff
     assert isinstance(heads, int)
     assert isinstance(width, int)
     assert isinstance(axis, str)
-    return runtime.buffer((rows, heads, 0, width), tensor.dtype), axis
+    return runtime.buffer((rows, heads, runtime.slots(axis), width), tensor.dtype), axis

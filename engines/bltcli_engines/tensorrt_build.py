@@ -101,7 +101,7 @@ def build_engine(
 ) -> bytes:
     """The serialised engine of the graph in `path`. ModelError with TensorRT's own words when it cannot be built."""
     trt = library.module
-    log = _Log(trt)
+    log = Log(trt)
     builder = trt.Builder(log.logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log.logger)
@@ -151,7 +151,7 @@ def _bounds(tensor: TensorSpec, sizes: Mapping[str, tuple[int, int, int]]) -> li
     return [tuple(axis if isinstance(axis, int) else sizes[axis][i] for axis in tensor.shape) for i in range(3)]
 
 
-class _Log:
+class Log:
     """TensorRT's messages; the last error is kept."""
 
     def __init__(self, trt: Any) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bltcli.config import ModelConfig
+from bltcli.errors import ModelError
 from bltcli.graphs import GraphName, GraphSpec
 from bltcli.nn import Blt
 from bltcli.nn.layers import Cache, scatter
@@ -25,8 +26,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class TorchBuffer:
     """State in a torch tensor."""
 
-    def __init__(self, shape: tuple[int, int, int, int], dtype: str) -> None:
-        self.tensor = torch.zeros(shape, dtype=DTYPES[dtype])
+    def __init__(self, shape: tuple[int, int, int, int], dtype: str, device: str = "cpu") -> None:
+        self.tensor = torch.zeros(shape, dtype=DTYPES[dtype], device=device)
 
     @property
     def capacity(self) -> int:
@@ -50,7 +51,7 @@ class TorchBuffer:
         self.tensor[row, :, :slots] = source.tensor[source_row, :, :slots]
 
     def numpy(self) -> NDArray[Any]:
-        return self.tensor.float().numpy()
+        return self.tensor.float().cpu().numpy()
 
 
 class TorchEngine:
@@ -79,9 +80,10 @@ class TorchEngine:
 
     @torch.inference_mode()
     def run(self, feeds: Arrays) -> Arrays:
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
+        device = self.model.decoder.lm_head.weight.device
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in feeds.items()}
         tensors |= {name: buffer.tensor for name, buffer in self._buffers.items()}
-        return {name: value.float().numpy() for name, value in self._outputs(tensors).items()}
+        return {name: value.float().cpu().numpy() for name, value in self._outputs(tensors).items()}
 
     def _outputs(self, t: dict[str, Tensor]) -> dict[str, Tensor]:
         layers = sum(s.name.endswith(".key") for s in self.spec.inputs)
@@ -101,27 +103,41 @@ class TorchEngine:
             )
             scatter(t["past_latents"], latents[:, None], t["write_indices"])
             return {}
-        rows = torch.arange(len(positions))[:, None]
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
         latents = t["latents"][:, 0][rows, t["latent_index"]]
-        index = torch.arange(positions.shape[1]).expand(positions.shape)
+        index = torch.arange(positions.shape[1], device=positions.device).expand(positions.shape)
         x = t["ids"] if self.model.decoder.lookup else t["states"][:, 0][rows, t["state_index"]]
         return {"logits": self.model.decoder(x, latents, index, positions, bias, cache)}
 
 
 class TorchRuntime:
-    """PyTorch on the CPU: no promise that a row's value is bitwise independent of its call."""
+    """PyTorch: no promise that a row's value is bitwise independent of its call."""
 
-    name = "torch"
     row_multiple = 1
+    promised = False
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.name = "torch" if device == "cpu" else f"torch-{device}"
+
+    def slots(self, axis: str) -> int:
+        return 0
 
     def buffer(self, shape: tuple[int, int, int, int], dtype: str) -> TorchBuffer:
-        return TorchBuffer(shape, dtype)
+        return TorchBuffer(shape, dtype, self.device)
 
 
 def open_torch(
-    config: ModelConfig, specs: Mapping[GraphName, GraphSpec], paths: Mapping[GraphName, Path], threads: int = 0
+    config: ModelConfig,
+    specs: Mapping[GraphName, GraphSpec],
+    paths: Mapping[GraphName, Path],
+    threads: int = 0,
+    device: str = "cpu",
 ) -> tuple[TorchRuntime, dict[GraphName, Engine]]:
-    """All graphs as torch modules, with the weights that lie in the ONNX files."""
+    """All graphs as torch modules on `device` ("cpu", "cuda"), with the weights that lie in the ONNX files. ModelError
+    where torch has no such device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"torch {torch.__version__} finds no GPU here; use --engine torch")
     if threads:
         torch.set_num_threads(threads)
     with torch.device("meta"):
@@ -129,11 +145,11 @@ def open_torch(
     state = {}
     for name, array in read_weights(config, paths).items():
         bits = array.view(np.int16) if array.dtype.name == "bfloat16" else array
-        tensor = torch.from_numpy(np.array(bits))  # a copy: the file is mapped read-only
+        tensor = torch.from_numpy(np.array(bits)).to(device)  # a copy: the file is mapped read-only
         state[name] = tensor.view(torch.bfloat16) if array.dtype.name == "bfloat16" else tensor
     unused = {"encoder.embed_tokens.weight", "encoder.hash_embedding.weight"}  # gathered on the host
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     assert not unexpected
     assert set(missing) == unused
     engines: dict[GraphName, Engine] = {name: TorchEngine(spec, model.eval()) for name, spec in specs.items()}
-    return TorchRuntime(), engines
+    return TorchRuntime(device), engines
