@@ -39,9 +39,18 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     try:
         with temporary.open("wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # else a crash of the machine may leave the name on an empty file
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_partial(path: Path) -> None:
+    """Remove what killed processes left of `atomic_file(path)`. For a caller that knows that no other one runs."""
+    for file in path.parent.iterdir():
+        if file.name.startswith(f".{path.name}.") and file.name.endswith(".partial"):
+            file.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

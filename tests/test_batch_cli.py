@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bltcli.batch.jsonl import noise_key
+from bltcli.batch.jsonl import record_key
 from bltcli.bundle import open_bundle
 from bltcli.decoding import MethodOptions
 from bltcli.decoding.driver import generate_texts
@@ -34,7 +34,7 @@ def alone(name: Any, prompt: bytes, max_bytes: int, *stop: bytes) -> tuple[bytes
     model = open_model(open_bundle(home() / "bundle"))
     texts, stats = generate_texts(
         model, MethodOptions().make(model), [prompt], sampler=Sampler(temperature=1.0, ignore_eos=True),
-        stop=Stop(max_bytes=max_bytes, strings=stop), records=[noise_key(name)],
+        stop=Stop(max_bytes=max_bytes, strings=stop), records=[record_key(name)],
     )  # fmt: skip
     return texts[0], "length" if stats.new_bytes == max_bytes else "stop"
 
@@ -86,6 +86,11 @@ def test_answers_do_not_depend_on_order_company_or_file() -> None:
     assert answers("-n", "20", "--seed", "1", "one.jsonl") != [whole["2"]]
     twice = answers("-n", "20", write("twice.jsonl", RECORDS[1], RECORDS[1], RECORDS[1]))
     assert twice == [whole["2"]] * 3
+
+
+def test_the_context_ends_what_asks_for_more_than_any_counter_holds() -> None:
+    (found,) = answers("-n", "9" * 30, write("endless.jsonl", {"prompt": "x" * 4090, "max_bytes": 10**30}))
+    assert (found["finish_reason"], 1 <= found["new_bytes"] <= 6) == ("context", True)
 
 
 @pytest.mark.parametrize(

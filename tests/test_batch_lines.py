@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bltcli.batch.lines import Line, LineReader, Lines, opener
-from bltcli.batch.outputs import ToFolder
+from bltcli.batch.outputs import ToFiles, in_folder
 from bltcli.batch.segments import is_blank, split
-from bltcli.errors import UsageError
+from bltcli.errors import BltError, UsageError
 
 HOSTILE = st.lists(
     st.sampled_from([b"a", b"Z", b". ", b"! ", b"?", b" ", b"  ", b"\t", b"\r", b"\0", b"\xff", b"\xc3", b"\xe2\x80",
@@ -121,7 +121,8 @@ def test_files_appear_when_they_are_whole(tmp_path: Path) -> None:
     for path in inputs:
         path.write_bytes(b"")
     out = tmp_path / "out"
-    with ToFolder(out, inputs) as sink:
+    paths = in_folder(out, inputs)
+    with ToFiles(paths) as sink:
         sink.write(0, b"1\n")
         assert not (out / "a").exists()
         sink.write(2, b"2")
@@ -129,7 +130,7 @@ def test_files_appear_when_they_are_whole(tmp_path: Path) -> None:
         assert not (out / "c").exists()
         sink.finish()
     assert (out / "c").read_bytes() == b"2"
-    with contextlib.suppress(KeyboardInterrupt), ToFolder(out, inputs) as sink:
+    with contextlib.suppress(KeyboardInterrupt), ToFiles(paths) as sink:
         sink.write(0, b"other")
         raise KeyboardInterrupt
     assert sorted(path.name for path in out.iterdir()) == ["a", "b", "c"]
@@ -139,7 +140,32 @@ def test_files_appear_when_they_are_whole(tmp_path: Path) -> None:
 def test_outputs_that_would_collide_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"")
     with pytest.raises(UsageError, match="two inputs"):
-        ToFolder(tmp_path / "out", [tmp_path / "a", tmp_path / "x" / "a"])
+        in_folder(tmp_path / "out", [tmp_path / "a", tmp_path / "x" / "a"])
     with pytest.raises(UsageError, match="is an input itself"):
-        ToFolder(tmp_path, [tmp_path / "a"])
-    ToFolder(tmp_path, [tmp_path / "a"], ".jsonl")
+        in_folder(tmp_path, [tmp_path / "a"])
+    with pytest.raises(UsageError, match="cannot make the folder"):
+        in_folder(tmp_path / "a" / "b", [tmp_path / "a"])
+    assert in_folder(tmp_path, [tmp_path / "a"], ".jsonl") == [tmp_path / "a.jsonl"]
+
+
+def test_what_a_killed_run_left_goes_when_no_other_run_can_be_there(tmp_path: Path) -> None:
+    left = {".a.1-00.partial", ".ab.1-00.partial", ".a.txt"}
+    for name in left:
+        (tmp_path / name).write_bytes(b"")
+    for alone in (False, True):
+        with ToFiles([tmp_path / "a"], alone=alone) as sink:
+            sink.finish()
+        found = {path.name for path in tmp_path.iterdir()}
+        assert found == {"a", *left} - ({".a.1-00.partial"} if alone else set())
+
+
+def test_a_device_is_written_in_place_and_a_full_disk_named() -> None:
+    def write(path: Path) -> None:
+        with ToFiles([path]) as sink:
+            sink.write(0, b"x")
+            sink.finish()
+
+    write(Path("/dev/null"))
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(BltError, match="cannot write /dev/full: No space left"):
+        write(Path("/dev/full"))

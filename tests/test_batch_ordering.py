@@ -152,6 +152,15 @@ def test_a_record_that_is_there_twice_runs_one_after_the_other() -> None:
     assert [done.number for done in window.ready()] == [0, 1, 2, 3]
 
 
+def test_what_is_asked_twice_runs_once() -> None:
+    twins = [Item(n, None, [Request(7, b"xx", STOP)], 1) for n in range(3)]
+    window = Window(Given([*twins, item(3, 1)]), ahead=20)
+    assert [request.record for request in window] == [7, 3]
+    assert [(i.number, part) for i, part in window.place(Result(7, b"y", "eos"))] == [(0, 0), (1, 0), (2, 0)]
+    assert [done.found[0].output for done in window.ready()] == [b"y"] * 3
+    assert next(window, None) is None
+
+
 def test_what_is_known_is_not_asked_again() -> None:
     known = {(0, 1): Result(1 << 40, b"old", "eos"), (1, 0): Result(1, b"older", "eos")}
     window = Window(Given([item(0, 3, 4), item(1, 5)]), ahead=9, known=lambda i, part: known.get((i.number, part)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,10 +51,14 @@ class FailingModel(ToyModel):
 def toys(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Predictors open toy models; how many rows each had."""
     opened: list[int] = []
+    models: list[weakref.ref[ToyModel]] = []
 
     def open_toy(bundle: object, *, rows: int, **_: Any) -> ToyModel:
+        assert not any(model() for model in models), "a model is opened while another one takes up memory"
         opened.append(rows)
-        return FailingModel(LAW, GUESS, rows=rows)
+        model = FailingModel(LAW, GUESS, rows=rows)
+        models.append(weakref.ref(model))
+        return model
 
     monkeypatch.setattr(predictor, "open_model", open_toy)
     monkeypatch.setattr(Predictor, "bundle", None)
@@ -147,7 +152,27 @@ def test_a_batch_of_columns(tiny_bundle: TinyBundle) -> None:
             records=[batch["number"][at]],
         )  # fmt: skip
         assert found["output"][at] == texts[0]
-    assert p({"prompt": ["one"]})["number"] == [0]
+
+
+def test_a_record_without_a_number_is_keyed_by_its_prompt(tiny_bundle: TinyBundle) -> None:
+    p = Predictor(model=str(tiny_bundle("lookup").path), sampler=SAMPLER, stop=Stop(max_bytes=20), rows=3)
+    one, two = p({"prompt": ["one", "two", "one"]}), p({"prompt": ["two", b"one"]})
+    assert one["output"] == [*two["output"][::-1], two["output"][1]]
+    numbered = p({"prompt": ["one", "one", "one"], "number": [1, 2, 1], "name": ["a", "b", "c"]})
+    assert numbered["output"][0] == numbered["output"][2] != numbered["output"][1]
+    assert (numbered["number"], numbered["name"]) == ([1, 2, 1], ["a", "b", "c"])
+
+
+def test_a_record_that_is_none_fails_alone(tiny_bundle: TinyBundle) -> None:
+    p = Predictor(model=str(tiny_bundle("lookup").path), stop=Stop(max_bytes=5))
+    limits: list[float] = [3, 3, 3, 0, float("nan")]
+    found = p({"prompt": ["a", None, 5, "a", "a"], "max_bytes": limits})
+    assert [len(output) for output in found["output"]] == [3, 0, 0, 0, 0]
+    assert found["error"] == [
+        "", "None is neither text nor bytes", "5 is neither text nor bytes", "--max-bytes is 0; use at least 1",
+        "ValueError: cannot convert float NaN to integer",
+    ]  # fmt: skip
+    assert p({"prompt": []}) == {"output": [], "end": [], "error": []}
 
 
 def test_a_predictor_travels_without_its_model(tiny_bundle: TinyBundle) -> None:

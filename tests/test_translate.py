@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bltcli.batch import predictor
+from bltcli.batch.ordering import noise_key
 from bltcli.bundle import open_bundle
 from bltcli.decoding import MethodOptions
 from bltcli.decoding.driver import generate_texts
@@ -41,12 +42,13 @@ def write(name: str, data: bytes) -> str:
     return name
 
 
-def alone(source: bytes, number: int, max_bytes: int) -> bytes:
+def alone(source: bytes, max_bytes: int) -> bytes:
     """The translation of one line, by the library, with nothing else in the batch."""
+    prompt = b"en>fr\n" + source + b"\n"
     model = open_model(open_bundle(home() / "bundle"))
     texts, _ = generate_texts(
-        model, MethodOptions().make(model), [b"en>fr\n" + source + b"\n"], sampler=Sampler(temperature=1.0),
-        stop=Stop(max_bytes=max_bytes, strings=(b"\n",)), records=[number],
+        model, MethodOptions().make(model), [prompt], sampler=Sampler(temperature=1.0),
+        stop=Stop(max_bytes=max_bytes, strings=(b"\n",)), records=[noise_key(prompt)],
     )  # fmt: skip
     return texts[0].decode(errors="replace").replace("\r", " ").encode()
 
@@ -55,7 +57,7 @@ def test_each_line_is_what_the_model_says_of_it_alone() -> None:
     done = here(*TINY, "-n", "30", "--batch-size", "3", write("sources", b"\n".join(SOURCES)))
     out = done.stdout.split(b"\n")
     assert done.returncode == 4
-    expected = [alone(s.strip(b" \t"), n, 30) if s.strip() else b"" for n, s in enumerate(SOURCES)]
+    expected = [alone(s.strip(b" \t"), 30) if s.strip() else b"" for s in SOURCES]
     expected[2] = b"  " + expected[2] + b" \t"
     expected[7] = b" "
     assert out == expected
@@ -157,8 +159,8 @@ PLAIN = ("translate", "--model", "bundle", "--to", "fr")
 def test_a_finished_translation_is_exit_code_0(toy: Any) -> None:
     toy(LF, A, B, EOS)
     done = here(*PLAIN, write("two", b"x\n\ny"))
-    assert (done.returncode, done.stdout) == (0, b"AB\n\nAB")
-    assert b"3 records" in done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"AB\n\nAB", b"")
+    assert b"3 records" in here(*PLAIN, "-v", "two").stderr
 
 
 def test_a_translation_ends_at_a_line_feed_and_never_breaks_its_line(toy: Any) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from bltcli.batch.journal import bytes_fields
 from bltcli.batch.lines import Lines
-from bltcli.batch.ordering import Item
+from bltcli.batch.ordering import Item, noise_key
 from bltcli.decoding.driver import Request
 from bltcli.decoding.stop import Stop
 from bltcli.errors import UsageError
@@ -26,7 +25,6 @@ _FIXED: Final[dict[str, tuple[Any, ...]]] = {
     "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": (None, {}),
 }  # fmt: skip
 _SAMPLING: Final = ("temperature", "top_p", "seed")
-MOST_BYTES: Final = 2**62  # what a counter of bytes holds
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class RecordSource:
                 break
         asked, prompt, stop = self._read(line.body)
         number, self._number = self._number, self._number + 1
-        requests = [] if asked.error is not None else [Request(noise_key(asked.id), prompt, stop)]
+        requests = [] if asked.error is not None else [Request(record_key(asked.id), prompt, stop)]
         return Item(number, asked, requests, len(line.body) + len(line.end))
 
     def _read(self, line: bytes) -> tuple[Asked, bytes, Stop]:
@@ -71,19 +69,19 @@ class RecordSource:
             if "custom_id" in record:
                 body = record.get("body")
                 model = body.get("model") if isinstance(body, dict) else None
-                asked = Asked(id=record["custom_id"], model=model, openai=True)
+                asked = replace(asked, id=record["custom_id"], model=model, openai=True)
                 body = _object(body, "body")
                 self._check_body(body)
                 prompt, limit, stop = _prompt(body), body.get("max_tokens"), body.get("stop")
             else:
-                asked = Asked(id=record.get("id", self._line))
+                asked = replace(asked, id=record.get("id", self._line))
                 _check_fields(record, FIELDS, "the record")
                 prompt, limit, stop = _prompt(record), record.get("max_bytes"), record.get("stop")
-            asked = Asked(id=asked.id, model=asked.model, openai=asked.openai, prompt_bytes=len(prompt))
+            asked = replace(asked, prompt_bytes=len(prompt))
             return asked, prompt, Stop(max_bytes=self._limit(limit), strings=self._strings(stop))
         except (ValueError, RecursionError, UsageError) as error:
             text = f"line {self._line}: {error}" if isinstance(error, UsageError) else f"line {self._line} is no JSON"
-            return Asked(id=asked.id, model=asked.model, openai=asked.openai, error=text), b"", self._stop
+            return replace(asked, error=text), b"", self._stop
 
     def _check_body(self, body: dict[str, Any]) -> None:
         _check_fields(body, (*_READ, *_IGNORED, *_FIXED, *_SAMPLING), "body")
@@ -100,7 +98,7 @@ class RecordSource:
             return self._stop.max_bytes
         if type(value) is not int or value < 1:
             raise UsageError(f"the most bytes to generate are {json.dumps(value)}; give a whole number from 1 on")
-        return min(value, MOST_BYTES)
+        return value
 
     def _strings(self, value: Any) -> tuple[bytes, ...]:
         if value is None:
@@ -111,9 +109,9 @@ class RecordSource:
         return tuple(_utf8(string, "stop") for string in strings)
 
 
-def noise_key(name: Any) -> int:
-    """What keys the noise of sampling for the record of this name: the same wherever the record stands."""
-    return int.from_bytes(hashlib.blake2b(json.dumps(name).encode(), digest_size=8).digest(), "big") >> 2
+def record_key(name: Any) -> int:
+    """What keys the noise of sampling for the record of this id."""
+    return noise_key(json.dumps(name).encode())
 
 
 def answer(item: Item) -> tuple[dict[str, Any], bool]:
@@ -158,7 +156,7 @@ def _openai(asked: Asked, body: dict[str, Any] | None, error: str | None) -> dic
 
 
 def _name(asked: Asked) -> str:
-    return f"{noise_key(asked.id):016x}"
+    return f"{record_key(asked.id):016x}"
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:

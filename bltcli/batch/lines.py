@@ -117,7 +117,7 @@ def opened(inputs: list[Callable[[], IO[bytes]]]) -> Iterator[Lines]:
 
 
 def opener(path: Path) -> Callable[[], IO[bytes]]:
-    """Opens `path` for reading. UsageError, now or then, when it cannot be read."""
+    """Opens `path` for reading. UsageError when it cannot be read: now, but for a pipe, which opens only once."""
 
     def open_it() -> IO[bytes]:
         try:
@@ -126,5 +126,6 @@ def opener(path: Path) -> Callable[[], IO[bytes]]:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise UsageError(f"cannot read {path}: {reason}") from error
 
-    open_it().close()
+    if not path.is_fifo():
+        open_it().close()
     return open_it

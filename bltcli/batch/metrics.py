@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Final
 
+from bltcli.batch.ordering import Item
 from bltcli.stats import DecodeStats
 
 STATUSES: Final = ("ok", "truncated", "failed")
@@ -23,13 +24,16 @@ class Meter:
     resumed: int = 0  # texts that the journal knew
     texts: int = 0  # that went through the model in this run
     source_bytes: int = 0
+    ran_bytes: int = 0  # of these, in records that were run now
     output_bytes: int = 0
     new_bytes: int = 0  # generated in this run
     began: float = field(default_factory=perf_counter)
 
-    def count(self, status: str, source_bytes: int, output_bytes: int) -> None:
+    def count(self, item: Item, status: str, output_bytes: int) -> None:
+        """Count a record that was written."""
         self.records[status] += 1
-        self.source_bytes += source_bytes
+        self.source_bytes += item.size
+        self.ran_bytes += item.size if item.ran else 0
         self.output_bytes += output_bytes
 
     @property
@@ -41,7 +45,8 @@ class Meter:
         return any(count for status, count in self.records.items() if status != "ok")
 
     def line(self, *, final: bool = False) -> str:
-        """`1204 lines, 5321 bytes/s, 49 % of drafts kept, 1 truncated, 2 failed, 12 s left`"""
+        """`1204 records, 5321 bytes/s, 49% of drafts kept, 1 truncated, 2 failed, 12 s left`; the last by what this run
+        did itself, not by what it found in the journal."""
         wall_s = self.wall_s
         parts = [f"{self.records.total()} records", f"{self.new_bytes / max(wall_s, 1e-9):.0f} bytes/s"]
         if self.stats is not None and self.stats.acceptance_rate is not None:
@@ -51,9 +56,8 @@ class Meter:
             parts.append(f"{self.resumed} texts from the journal")
         if final:
             parts.append(f"{wall_s:.1f} s")
-        elif self.total_bytes and self.source_bytes:
-            left = wall_s * max(0, self.total_bytes - self.source_bytes) / self.source_bytes
-            parts.append(f"{left:.0f} s left")
+        elif self.total_bytes and self.ran_bytes:
+            parts.append(f"{duration(wall_s * max(0, self.total_bytes - self.source_bytes) / self.ran_bytes)} left")
         return ", ".join(parts)
 
     def prometheus(self, peak_rss_bytes: int | None) -> str:
@@ -69,8 +73,7 @@ class Meter:
             ("elapsed_seconds", "gauge", "Seconds since the run began.", {"": round(self.wall_s, 3)}),
         ]  # fmt: skip
         if self.stats is not None:
-            passes = {**self.stats.prefill.passes(), **self.stats.decode.passes()}
-            passes = {graph: self.stats.prefill.nfe[graph] + self.stats.decode.nfe[graph] for graph in passes}
+            passes = (self.stats.prefill + self.stats.decode).passes()
             families += [
                 ("drafted_bytes_total", "counter", "Bytes drafted.", {"": self.stats.drafted}),
                 ("accepted_bytes_total", "counter", "Drafted bytes that were kept.", {"": self.stats.accepted}),
@@ -84,3 +87,12 @@ class Meter:
             lines += [f"# HELP bltcli_{name} {text}", f"# TYPE bltcli_{name} {kind}"]
             lines += [f"bltcli_{name}{labels} {value}" for labels, value in samples.items()]
         return "\n".join(lines) + "\n"
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`, `1 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

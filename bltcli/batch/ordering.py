@@ -5,6 +5,7 @@ Knows no model, no file format and no journal.
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ class Item:
     content: Any  # what the caller wants to find again
     requests: Sequence[Request]
     size: int  # bytes of input
+    ran: bool = field(init=False, default=False)  # asked the model for something, now and not in an earlier run
     results: list[Result | None] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,12 +66,20 @@ class Source(Protocol):
 Known = Callable[[Item, int], Result | None]
 
 
+def noise_key(name: bytes) -> int:
+    """A record number below 2^62 for the text of this name: it keys the noise of sampling wherever the text stands."""
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 2
+
+
 class Window(Iterator[Request]):
     """The requests of a source, those of like length one after another; its items, in order.
 
     No item begins that is `ahead` or more behind the oldest unfinished one, so what is held is bounded. Iterating stops
     when there is nothing to hand out *now*, and may go on later: when requests have been `place`d, or more input is
     there. It waits for input only while nothing is held, so whatever is finished can be taken by `ready` before.
+
+    A request that is running already is not handed out again: one result is for both. Another one of the same record
+    waits until that has ended.
     """
 
     def __init__(
@@ -81,7 +91,7 @@ class Window(Iterator[Request]):
         self._held: deque[Item] = deque()  # admitted and not handed back, in order
         self._held_bytes = 0
         self._block: list[tuple[Item, int]] = []  # to be handed out, last first
-        self._running: dict[int, tuple[Item, int]] = {}  # by the request's record
+        self._running: dict[int, list[tuple[Item, int]]] = {}  # by the request's record; all want the same
         self._rising = False
         self._ended = False
 
@@ -96,17 +106,19 @@ class Window(Iterator[Request]):
         for at in range(len(self._block) - 1, -1, -1):
             item, part = self._block[at]
             request = item.requests[part]
-            if request.record not in self._running:  # the same record twice: one after the other
-                del self._block[at]
-                self._running[request.record] = item, part
-                return request
+            running = self._running.setdefault(request.record, [])
+            if not running or running[0][0].requests[running[0][1]] == request:
+                running.append(self._block.pop(at))
+                if len(running) == 1:
+                    return request
         raise StopIteration
 
-    def place(self, result: Result) -> tuple[Item, int]:
-        """Put a result where it belongs; which part of which item that is."""
-        item, part = self._running.pop(result.record)
-        item.results[part] = result
-        return item, part
+    def place(self, result: Result) -> list[tuple[Item, int]]:
+        """Put a result where it belongs; which parts of which items that are."""
+        places = self._running.pop(result.record)
+        for item, part in places:
+            item.results[part] = result
+        return places
 
     def ready(self) -> Iterator[Item]:
         """The items that are finished and whose turn it is."""
@@ -135,6 +147,7 @@ class Window(Iterator[Request]):
                 result = self._known(item, part)
                 item.results[part] = result
                 if result is None:
+                    item.ran = True
                     self._block.append((item, part))
         sign = -1 if self._rising else 1
         self._block.sort(key=lambda entry: (sign * len(entry[0].requests[entry[1]].prompt), -entry[0].number))

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from bltcli.batch.memory import rows_that_fit
-from bltcli.batch.ordering import Result
+from bltcli.batch.ordering import Item, Result, Window, noise_key
+from bltcli.batch.run import run_items
 from bltcli.bundle import Bundle, open_bundle
 from bltcli.decoding import MethodOptions
-from bltcli.decoding.driver import CountedModel, Request, serve
-from bltcli.decoding.protocol import DecodingMethod
+from bltcli.decoding.driver import Request, serve
 from bltcli.decoding.stop import Stop
 from bltcli.errors import BltError, UsageError
 from bltcli.models import resolve_bundle
@@ -27,7 +27,7 @@ from bltcli.streams import complain
 
 #: What runtimes say when memory is gone; ONNX Runtime and PyTorch raise errors of their own.
 _NO_MEMORY: Final = ("bad_alloc", "failed to allocate memory", "out of memory", "can't allocate memory")
-_TAKEN: Final = ("prompt", "number", "max_bytes", "stop")
+_TAKEN: Final = ("prompt", "max_bytes", "stop")
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -61,16 +61,15 @@ class Predictor:
 
     def __call__(self, batch: Columns) -> dict[str, list[Any]]:
         """One batch of records, as columns: `prompt` (bytes or text) and, where wanted, `number` (keys the noise of
-        sampling; default 0, 1, ...), `max_bytes`, `stop` (a list of bytes or texts). Returns all other columns as they
-        are, and `number`, `output` (bytes), `end` (why it ended, or "") and `error` (or "")."""
-        count = len(batch["prompt"])
-        numbers = [int(number) for number in batch.get("number", range(count))]
-        requests = [Request(number, *self._asked(batch, at)) for at, number in enumerate(numbers)]
-        found = {result.record: result for result in self.results(requests, DecodeStats())}
-        results = [found[number] for number in numbers]
+        sampling; without it the prompt does), `max_bytes`, `stop` (a list of bytes or texts). Returns the columns, but
+        for `prompt`, `max_bytes` and `stop`, as they are, and `output` (bytes), `end` (why it ended, or "") and `error`
+        (or ""): a record that cannot be run fails alone."""
+        items = [self._item(batch, at) for at in range(len(batch["prompt"]))]
+        window, stats = Window(_Listed(items), ahead=2 * len(items) + 2), DecodeStats()
+        done = run_items(window, lambda requests: self.results(requests, stats), done=lambda _: None)
+        results = [item.found[0] if item.requests else Result(0, error=str(item.content)) for item in done]
         return {
             **{name: list(column) for name, column in batch.items() if name not in _TAKEN},
-            "number": numbers,
             "output": [result.output for result in results],
             "end": [result.end or "" for result in results],
             "error": [result.error or "" for result in results],
@@ -85,21 +84,26 @@ class Predictor:
         """
         feed = _Feed(iter(requests))
         while (first := feed.first()) is not None:
-            model = self.open(len(first.prompt) + first.stop.max_bytes)
-            method = self.method.make(model)
-            try:
-                yield from self._served(model, method, feed, stats)
-            except Exception as error:
-                if isinstance(error, BltError) or error is feed.broken:
-                    raise
-                self.close()
-                yield from self._recovered(feed, stats, error)
+            failure = yield from self._until_failure(feed, stats, len(first.prompt) + first.stop.max_bytes)
+            if failure is not None:
+                self.close()  # nothing holds the model any more: neither a frame, nor an error's traceback
+                yield from self._recovered(feed, stats, failure)
 
-    def _served(self, model: CountedModel, method: DecodingMethod, feed: _Feed, stats: DecodeStats) -> Iterator[Result]:
+    def _until_failure(self, feed: _Feed, stats: DecodeStats, longest: int) -> Generator[Result, None, _Failure | None]:
+        try:
+            yield from self._served(feed, stats, longest)
+        except Exception as error:  # engines raise errors of every kind
+            if isinstance(error, BltError) or error is feed.broken:
+                raise
+            return _Failure(_line(error), out_of_memory(error))
+        return None
+
+    def _served(self, feed: _Feed, stats: DecodeStats, longest: int) -> Iterator[Result]:
         outputs: dict[int, bytearray] = {}
         refused: list[Result] = []
+        model = self.open(longest)
         chunks = serve(
-            model, method, feed, sampler=self.sampler, stats=stats,
+            model, self.method.make(model), feed, sampler=self.sampler, stats=stats,
             refused=lambda request, error: refused.append(Result(request.record, error=str(error))),
         )  # fmt: skip
         for chunk in chunks:
@@ -113,15 +117,15 @@ class Predictor:
         while refused:
             yield feed.finished(refused.pop())
 
-    def _recovered(self, feed: _Feed, stats: DecodeStats, error: Exception) -> Iterator[Result]:
+    def _recovered(self, feed: _Feed, stats: DecodeStats, failure: _Failure) -> Iterator[Result]:
         """Go on after a failure: with fewer texts at a time, or without the request that causes it."""
         suspects = list(feed.running.values())
-        if out_of_memory(error) and self.rows > 1:
+        if failure.out_of_memory and self.rows > 1:
             self.rows //= 2
             self.notice(f"out of memory; going on with {self.rows} texts at a time")
             feed.again()
         elif len(suspects) == 1:
-            yield feed.finished(Result(suspects[0].record, error=_line(error)))
+            yield feed.finished(Result(suspects[0].record, error=failure.line))
         else:
             alone = replace(self, rows=1)
             for request in suspects:
@@ -140,7 +144,7 @@ class Predictor:
                 self._opened = open_model(
                     bundle, engine=self.engine, rows=self.rows, threads=self.threads, exact=self.exact
                 )
-            except Exception as error:
+            except Exception as error:  # engines raise errors of every kind
                 if self.rows == 1 or not out_of_memory(error):
                     raise
                 self.rows //= 2
@@ -152,10 +156,33 @@ class Predictor:
         self._opened = None
         gc.collect()
 
-    def _asked(self, batch: Columns, at: int) -> tuple[bytes, Stop]:
-        max_bytes = int(batch["max_bytes"][at]) if "max_bytes" in batch else self.stop.max_bytes
-        strings = tuple(map(_bytes, batch["stop"][at])) if "stop" in batch else self.stop.strings
-        return _bytes(batch["prompt"][at]), Stop(max_bytes=max_bytes, strings=strings)
+    def _item(self, batch: Columns, at: int) -> Item:
+        """Record `at` of a batch: an item of one request, or of none and what is wrong with it."""
+        try:
+            prompt = _bytes(batch["prompt"][at])
+            number = int(batch["number"][at]) if "number" in batch else noise_key(prompt)
+            max_bytes = int(batch["max_bytes"][at]) if "max_bytes" in batch else self.stop.max_bytes
+            strings = tuple(map(_bytes, batch["stop"][at])) if "stop" in batch else self.stop.strings
+            stop = Stop(max_bytes=max_bytes, strings=strings)
+        except (UsageError, TypeError, ValueError) as error:
+            return Item(at, _line(error), [], 0)
+        return Item(at, None, [Request(number, prompt, stop)], len(prompt))
+
+
+@dataclass(frozen=True)
+class _Failure:
+    line: str
+    out_of_memory: bool
+
+
+class _Listed:
+    """Items that are all there."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._items = iter(items)
+
+    def take(self, *, wait: bool) -> Item:
+        return next(self._items)
 
 
 class _Feed(Iterator[Request]):
@@ -186,7 +213,7 @@ class _Feed(Iterator[Request]):
             return next(self._requests)
         except StopIteration:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is not the model's
             self.broken = error
             raise
 
@@ -204,9 +231,15 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def _bytes(text: Any) -> bytes:
-    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
+    if isinstance(text, str):
+        return text.encode("utf-8", "surrogateescape")
+    if isinstance(text, bytes | bytearray | memoryview):
+        return bytes(text)
+    raise UsageError(f"{text!r} is neither text nor bytes")
 
 
 def _line(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if isinstance(error, BltError):
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -19,19 +19,23 @@ FILE_SECONDS: Final = 5.0
 def reported(
     meter: Meter, *, progress: bool | None, metrics_file: str | None, text_on_stdout: bool
 ) -> Iterator[Callable[[], None]]:
-    """Yields a function to call often: it keeps the progress line and the metrics file up to date. Both, and a summary
-    on stderr, are written when the block ends, however it ends.
+    """Yields a function to call often: it keeps the progress line and the metrics file up to date. The latter is
+    written once more when the block ends, however it ends; then a summary goes to stderr, unless it ended by an error.
 
-    The line shows by default where stderr is a terminal and the text itself is not seen there; `progress` True asks for
-    it in a log too, as plain lines.
+    The line shows by default where stderr is a terminal and the text itself is not seen there, the summary where stderr
+    is a terminal or records failed; `progress` True asks for both in a log too, as plain lines.
     """
 
     def write_metrics() -> None:
         if metrics_file is not None:
             streams.write_whole(metrics_file, meter.prometheus(render.peak_rss_bytes()).encode())
 
+    def summary() -> None:
+        if progress or streams.is_terminal(sys.stderr) or meter.failed or settings.verbosity() > 0:
+            render.notice(meter.line(final=True))
+
     seen = text_on_stdout and streams.is_terminal(sys.stdout)
-    with _line(False if progress is None and seen else progress) as show:
+    with _told(summary), _line(False if progress is None and seen else progress) as show:
         timers = [_Timer(LINE_SECONDS, lambda: show(meter.line())), _Timer(FILE_SECONDS, write_metrics)]
 
         def tick() -> None:
@@ -43,7 +47,17 @@ def reported(
             yield tick
         finally:
             write_metrics()
-    render.notice(meter.line(final=True))
+
+
+@contextmanager
+def _told(summary: Callable[[], None]) -> Iterator[None]:
+    """Gives the summary when the block is over, or was interrupted; not where a failure is said instead."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        summary()
+        raise
+    summary()
 
 
 class _Timer:
@@ -68,7 +82,8 @@ def _line(wanted: bool | None) -> Iterator[Callable[[str], None]]:
         from rich.live import Live
         from rich.text import Text
 
-        with Live(console=Console(stderr=True), transient=True, auto_refresh=False) as live:
+        console = Console(stderr=True)
+        with Live(console=console, transient=True, auto_refresh=False, redirect_stdout=False) as live:
             yield lambda line: live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
     else:
         yield streams.complain

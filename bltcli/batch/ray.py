@@ -62,7 +62,7 @@ def ray_runner(predictor: Predictor, actors: int | None = None) -> Runner:
             {
                 "number": [request.record for request in texts],
                 "prompt": pa.array([request.prompt for request in texts], type=pa.binary()),
-                "max_bytes": [request.stop.max_bytes for request in texts],
+                "max_bytes": [min(request.stop.max_bytes, 2**62) for request in texts],
                 "stop": pa.array([list(request.stop.strings) for request in texts], type=pa.list_(pa.binary())),
             }
         )

@@ -22,9 +22,9 @@ def run_items(
     """
     while not window.exhausted:
         for result in runner(window):
-            item, part = window.place(result)
-            if journal is not None:
-                journal.add(item, part, result)
+            for item, part in window.place(result):
+                if journal is not None:
+                    journal.add(item, part, result)
             done(result)
             yield from window.ready()
         yield from window.ready()

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from bltcli.batch.journal import bytes_fields
 from bltcli.batch.lines import Line, Lines
-from bltcli.batch.ordering import Item
+from bltcli.batch.ordering import Item, noise_key
 from bltcli.batch.segments import Segments, split
 from bltcli.bundle import Bundle
 from bltcli.decoding.driver import Request
@@ -18,8 +18,6 @@ from bltcli.prompts import Prompts, known_directions
 OnError = Literal["empty", "copy"]
 Status = Literal["ok", "truncated", "failed"]
 
-#: The noise of sampling is keyed by the line's number and, above so many bits, by the piece's.
-_LINE_BITS: Final = 40
 _CUT_OFF: Final = ("length", "context")
 #: Context that is neither prompt nor translation: the text's beginning and its end.
 _AROUND: Final = 2
@@ -59,7 +57,8 @@ def piece_bytes(bundle: Bundle, prompts: Prompts, wanted: int, max_bytes: int) -
 
 
 class LineSource:
-    """Lines as items: each piece of a line is a request."""
+    """Lines as items: each piece of a line is a request. Its own bytes key the noise of sampling, so that a line has
+    one translation, whatever stands around it."""
 
     def __init__(self, lines: Lines, prompts: Prompts, *, limit: int, max_bytes: int) -> None:
         self._lines, self._prompts, self._limit = lines, prompts, limit
@@ -75,15 +74,13 @@ class LineSource:
         number, self._number = self._number, self._number + 1
         in_file = number - self._first_of_file.setdefault(line.file, number)
         segments = split(line.body, self._limit)
-        requests = [
-            Request(number + (part << _LINE_BITS), self._prompts.prompt(piece), self._stop)
-            for part, piece in enumerate(segments.pieces)
-        ]
-        return Item(number, Source(line, segments, in_file + 1), requests, len(line.body) + len(line.end))
+        asked = [self._prompts.prompt(piece) for piece in segments.pieces]
+        requests = [Request(noise_key(prompt), prompt, self._stop) for prompt in asked]
+        return Item(number, SourceLine(line, segments, in_file + 1), requests, len(line.body) + len(line.end))
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceLine:
     """What an item of `LineSource` holds; `number` counts the lines of its file from 1."""
 
     line: Line
@@ -95,7 +92,7 @@ class Source:
 class Translation:
     """One line of output, without its end."""
 
-    source: Source
+    source: SourceLine
     output: bytes
     status: Status
     error: str | None = None
@@ -113,7 +110,7 @@ def translation(item: Item, *, on_error: OnError, raw: bool) -> Translation:
     """The line that a finished item of `LineSource` comes to. Bytes of the model that are no UTF-8 become U+FFFD unless
     `raw`, and a carriage return, which some programs take for a line's end, a space. What is not translated, blank
     lines and white space around pieces, stays as it is."""
-    source: Source = item.content
+    source: SourceLine = item.content
     errors = [result.error for result in item.found if result.error is not None]
     if errors:
         return Translation(source, source.line.body if on_error == "copy" else b"", "failed", errors[0])

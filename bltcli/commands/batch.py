@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from bltcli.commands import options
 from bltcli.commands.batching import (
     FAILED,
     RunOptions,
+    input_hashes,
     input_size,
     opened_input,
     predictor_options,
@@ -25,9 +24,9 @@ from bltcli.commands.batching import (
     take_predictor,
     take_run,
 )
-from bltcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from bltcli.batch.outputs import Sink
     from bltcli.batch.predictor import Predictor
 
 EXAMPLE = """printf '{"id": 1, "prompt": "Once"}' | bltcli batch"""
@@ -84,35 +83,31 @@ def command(**values: Any) -> int:
 
 def run(o: Options) -> int:
     # options: everything that can be refused without a model
-    from bltcli.batch.jsonl import MOST_BYTES, RecordSource, answer, to_line
+    from bltcli.batch.jsonl import RecordSource, answer, to_line
     from bltcli.batch.lines import opened
     from bltcli.batch.metrics import Meter
-    from bltcli.bundle import sha256_of
+    from bltcli.batch.outputs import ToFiles, ToStdout
     from bltcli.decoding.stop import Stop
 
-    o.run.check()
-    stop = Stop(max_bytes=min(o.max_bytes, MOST_BYTES), strings=tuple(map(streams.unescape, o.stop)))
-    source = opened_input(o.records or "-", EXAMPLE)
-    file = None if o.records in (None, "-") else Path(str(o.records))
+    stop = Stop(max_bytes=o.max_bytes, strings=tuple(map(streams.unescape, o.stop)))
+    file = o.records or "-"
+    source = opened_input(file, EXAMPLE)
+    named = [] if file == "-" else [("the input", file)]
     if o.output is not None:
         streams.check_writable(o.output, "-o")
-        if file is not None and os.path.exists(o.output) and file.samefile(o.output):
-            raise UsageError(f"-o {o.output} is the input itself; name another file")
+        named.append(("-o", o.output))
+    o.run.check(named)
     header = {
         "task": "batch", "max_bytes": stop.max_bytes, "stop": list(map(repr, stop.strings)),
-        "input_sha256": sha256_of(file) if file is not None and file.is_file() else None,
+        "input_sha256": input_hashes(o.run, [file]),
     }  # fmt: skip
 
     # answers
-    meter = Meter(total_bytes=input_size([o.records or "-"]))
+    meter, longest = Meter(total_bytes=input_size([file])), longest_line(Path(file)) + stop.max_bytes
     with ExitStack() as stack:
-        write: Callable[[bytes], object] = streams.write_stdout
+        sink: Sink = ToStdout()
         if o.output is not None:
-            from bltcli.atomic import atomic_file
-
-            out = stack.enter_context(atomic_file(Path(os.path.realpath(o.output))))
-            write = out.write
-        longest = longest_line(file) + stop.max_bytes
+            sink = stack.enter_context(ToFiles([Path(o.output)], alone=o.run.resume))
         items = stack.enter_context(
             running(o.run, o.predictor, meter, longest=longest, header=header, text_on_stdout=o.output is None)
         )
@@ -123,14 +118,15 @@ def run(o: Options) -> int:
                 error = record["error"]["message"] if isinstance(record["error"], dict) else record["error"]
                 streams.complain(f"record {item.number + 1}, {json.dumps(item.content.id)}: {error}")
             data = to_line(record)
-            write(data)
-            meter.count("failed" if failed else "ok", item.size, len(data))
+            sink.write(0, data)
+            meter.count(item, "failed" if failed else "ok", len(data))
+        sink.finish()
     return FAILED if meter.failed else 0
 
 
-def longest_line(file: Path | None) -> int:
+def longest_line(file: Path) -> int:
     """Bytes of the longest line, and so of the longest prompt; of a stream that cannot be read twice, a guess."""
-    if file is None or not file.is_file():
+    if not file.is_file():
         return 4096
     with file.open("rb") as stream:
         return max(map(len, stream), default=0)

@@ -58,7 +58,8 @@ run_options = options(
     click.option("--metrics-file", metavar="FILE", default=None,
                  help="Write counters for Prometheus' textfile collector, every few seconds."),
     click.option("--progress/--no-progress", default=None,
-                 help="Show progress on stderr.  [default: if stderr is a terminal and stdout is not]"),
+                 help="Show progress and a summary on stderr.  [default: if stderr is a terminal and stdout is not; the "
+                      "summary also if records failed]"),
 )  # fmt: skip
 
 
@@ -73,13 +74,22 @@ class RunOptions:
     metrics_file: str | None
     progress: bool | None
 
-    def check(self) -> None:
-        """Refuse early what cannot be written."""
+    def check(self, named: Sequence[tuple[str, str]]) -> None:
+        """Refuse early what cannot be written, and a file in two roles. `named`: the run's inputs and outputs, each
+        with what it is."""
         if self.resume and self.journal is None:
             raise UsageError("--resume needs --journal FILE, the file of the run to go on with")
-        for option, file in (("--journal", self.journal), ("--metrics-file", self.metrics_file)):
-            if file is not None:
-                streams.check_writable(file, option)
+        own = [("--journal", self.journal), ("--metrics-file", self.metrics_file)]
+        given = [(option, file) for option, file in own if file is not None]
+        for option, file in given:
+            streams.check_writable(file, option)
+        roles: dict[str, str] = {}
+        for role, name in (*named, *given):
+            path = os.path.realpath(name)
+            if os.path.isfile(path) or not os.path.exists(path):
+                other = roles.setdefault(path, role)
+                if other != role:
+                    raise UsageError(f"{role} {name} is {other} itself; name another file")
 
 
 def take_run(values: dict[str, Any]) -> RunOptions:
@@ -109,19 +119,7 @@ def running(
     from bltcli.batch.run import Runner, run_items
     from bltcli.stats import DecodeStats
 
-    model = predictor.open(longest)  # whatever is wrong with it is said before any input is read
-    used = predictor.method.resolved(model)
-    used.make(model)
-    stats = DecodeStats()
-    render.detail(f"{predictor.bundle.path} on {model.engine_name}, {used.method}, {predictor.rows} texts at a time")
-    facts = {
-        **header,
-        "bundle_sha256": model.bundle_sha256,
-        "engine": model.engine_name,
-        "exact": predictor.exact,
-        **used.settings(model.block_size),
-        "sampling": asdict(predictor.sampler),
-    }
+    facts, stats = {**header, **model_facts(predictor, longest)}, DecodeStats()
     with ExitStack() as stack:
         journal = None
         if o.journal is not None:
@@ -156,6 +154,22 @@ def running(
         yield items
 
 
+def model_facts(predictor: Predictor, longest: int) -> dict[str, Any]:
+    """Open the model, so that whatever is wrong with it is said before any input is read; what of it the output depends
+    on."""
+    model = predictor.open(longest)
+    used = predictor.method.resolved(model)
+    used.make(model)
+    render.detail(f"{predictor.bundle.path} on {model.engine_name}, {used.method}, {predictor.rows} texts at a time")
+    return {
+        "bundle_sha256": model.bundle_sha256,
+        "engine": model.engine_name,
+        "exact": predictor.exact,
+        **used.settings(model.block_size),
+        "sampling": asdict(predictor.sampler),
+    }
+
+
 def opened_input(file: str, example: str) -> Callable[[], IO[bytes]]:
     """What opens `file` ("-": stdin). UsageError when it cannot be read, or when stdin is a terminal."""
     from bltcli.batch.lines import opener
@@ -165,6 +179,16 @@ def opened_input(file: str, example: str) -> Callable[[], IO[bytes]]:
     if sys.stdin is None or streams.is_terminal(sys.stdin):
         raise UsageError(f"there is no input; pipe it in, name a file, or try: {example}")
     return lambda: sys.stdin.buffer
+
+
+def input_hashes(o: RunOptions, files: Sequence[str]) -> list[str] | None:
+    """SHA-256 of each input, for the header of the journal, if there is one and the inputs can be read twice. Without
+    them the journal compares record by record."""
+    from bltcli.bundle import sha256_of
+
+    if o.journal is None or not all(file != "-" and Path(file).is_file() for file in files):
+        return None
+    return [sha256_of(Path(file)) for file in files]
 
 
 def input_size(files: Sequence[str]) -> int | None:

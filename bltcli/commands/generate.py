@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 UTF8: Final = ("raw", "replace", "strict")
 EXAMPLE: Final = "printf 'Once upon a time' | bltcli generate"
-MOST_BYTES: Final = 2**62  # what a counter of bytes holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +118,7 @@ def run(o: Options) -> None:
     from bltcli.decoding.stop import Stop
     from bltcli.stats import DecodeStats
 
-    stop = Stop(max_bytes=min(o.max_bytes, MOST_BYTES), strings=tuple(map(streams.unescape, o.stop)))
+    stop = Stop(max_bytes=o.max_bytes, strings=tuple(map(streams.unescape, o.stop)))
     if o.stats_json is not None:
         streams.check_writable(o.stats_json, "--stats-json")
     if o.trace is not None:

@@ -14,6 +14,7 @@ from bltcli.commands import options
 from bltcli.commands.batching import (
     FAILED,
     RunOptions,
+    input_hashes,
     input_size,
     opened_input,
     predictor_options,
@@ -60,7 +61,7 @@ A line whose translation was cut off at --max-bytes is kept as far as it goes; a
 source with --on-error copy. Either is counted, and the exit code is 4.
 
 On ONNX Runtime's CPU with --exact a line's translation depends on nothing but the line, the model and the method (and
-when sampling, on the seed and the line's number).
+when sampling, on the seed): not on the lines around it.
 
 \b
 Examples:
@@ -100,18 +101,20 @@ def run(o: Options) -> int:
     # options: everything that can be refused without a model
     from bltcli.batch.lines import opened
     from bltcli.batch.metrics import Meter
-    from bltcli.batch.outputs import ToFolder, ToStdout
+    from bltcli.batch.outputs import ToFiles, ToStdout, in_folder
     from bltcli.batch.translate import LineSource, direction, piece_bytes, translation
     from bltcli.decoding.stop import Stop
     from bltcli.prompts import Prompts
 
-    o.run.check()
     Stop(max_bytes=o.max_bytes)
-    paths = [Path(file) for file in o.files if file != "-"]
-    if o.output is not None and (not paths or len(paths) < len(o.files)):
-        raise UsageError("-o writes a file per input file; name the files, or leave -o out")
     files = o.files or ("-",)
+    if o.output is not None and "-" in files:
+        raise UsageError("-o writes a file per input file; name the files, or leave -o out")
     inputs = [opened_input(file, EXAMPLE) for file in files]
+    outputs: list[Path] = []
+    if o.output is not None:
+        outputs = in_folder(Path(o.output), [Path(file) for file in files], ".jsonl" if o.jsonl else "")
+    o.run.check([*(("the input", file) for file in files if file != "-"), *(("-o", str(path)) for path in outputs)])
 
     # model
     bundle = o.predictor.bundle
@@ -119,16 +122,14 @@ def run(o: Options) -> int:
     limit = piece_bytes(bundle, prompts, o.split_bytes, o.max_bytes)
     header = {
         "task": "translate", "direction": prompts.direction, "max_bytes": o.max_bytes, "split_bytes": limit,
-        "input_sha256": hashes(paths) if len(paths) == len(files) else None,
+        "input_sha256": input_hashes(o.run, files),
     }  # fmt: skip
     longest = len(prompts.prompt(b"")) + limit + o.max_bytes
 
     # translation
     meter = Meter(total_bytes=input_size(files))
     with ExitStack() as stack:
-        sink: Sink = ToStdout()
-        if o.output is not None:
-            sink = stack.enter_context(ToFolder(Path(o.output), paths, ".jsonl" if o.jsonl else ""))
+        sink: Sink = ToStdout() if o.output is None else stack.enter_context(ToFiles(outputs, alone=o.run.resume))
         items = stack.enter_context(
             running(o.run, o.predictor, meter, longest=longest, header=header, text_on_stdout=o.output is None)
         )
@@ -138,15 +139,9 @@ def run(o: Options) -> int:
             if done.error is not None:
                 streams.complain(f"{place(files, done)}: {done.error}")
             sink.write(done.source.line.file, rendered(done, o))
-            meter.count(done.status, item.size, len(done.output) + len(done.source.line.end))
+            meter.count(item, done.status, len(done.output) + len(done.source.line.end))
         sink.finish()
     return FAILED if meter.failed else 0
-
-
-def hashes(paths: list[Path]) -> list[str]:
-    from bltcli.bundle import sha256_of
-
-    return [sha256_of(path) for path in paths]
 
 
 def place(files: tuple[str, ...], done: Translation) -> str:

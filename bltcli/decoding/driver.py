@@ -130,7 +130,8 @@ def _admit(
             continue
         outputs[row] = Output(request.stop)
         stats.prompt_bytes += len(request.prompt)
-        rows.start(row, texts[row], record=request.record, logits=found, wanted=request.stop.max_bytes)
+        wanted = min(request.stop.max_bytes, model.max_bytes)
+        rows.start(row, texts[row], record=request.record, logits=found, wanted=wanted)
     stats.prefill_s += perf_counter() - began
     return True
 
