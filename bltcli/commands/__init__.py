@@ -22,8 +22,8 @@ precision_option = click.option(
 )  # fmt: skip
 engine_option = click.option(
     "--engine", type=click.Choice(ENGINES), default="auto", show_default=True,
-    help="What runs the graphs; see docs/gpu.md. auto: the first of tensorrt (after bltcli build), ort-cuda and ort-cpu "
-         "that works here. torch is slow, for reference.",
+    help="What runs the graphs; see docs/gpu.md. auto: the first of tensorrt (after bltcli build), ort-cuda and "
+         "ort-cpu that works here. torch is slow, for reference.",
 )  # fmt: skip
 json_option = click.option("--json", is_flag=True, help="Print JSON.")
 

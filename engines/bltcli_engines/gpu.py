@@ -29,8 +29,8 @@ def missing_library(names: Iterable[str]) -> str | None:
         try:
             ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
-            reason = str(error)
-            return reason if name in reason else f"{name}: {reason}"
+            reason = str(error).removeprefix(f"{name}: ")
+            return reason if ".so" in reason else f"{name}: {reason}"  # a library that this one needs, or itself
     return None
 
 
