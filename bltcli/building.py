@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -12,10 +13,11 @@ from bltcli.cache import SLIDE, STEP
 from bltcli.config import ModelConfig
 from bltcli.decoding import MAX_DRAFT_BYTES
 from bltcli.engine_store import ANY_GPU, EngineKey, EngineStore
-from bltcli.errors import UsageError
+from bltcli.errors import ModelError, UsageError
 from bltcli.graphs import GRAPHS, GraphName
 from bltcli.texts import PREFILL_ROWS
-from bltcli_engines.gpu import describe_gpu, require_driver
+from bltcli_engines import gpu
+from bltcli_engines.gpu import describe_gpu, missing_library, require_driver
 from bltcli_engines.protocol import Engine
 from bltcli_engines.tensorrt_build import Library, Profile, build_engine, find_library
 
@@ -38,7 +40,9 @@ class Built:
     seconds: float
 
 
-def make_profile(config: ModelConfig, *, max_batch: int, max_bytes: int | None, draft_bytes: int) -> Profile:
+def make_profile(
+    config: ModelConfig, *, max_batch: int = 1, max_bytes: int | None = None, draft_bytes: int = 16
+) -> Profile:
     """Shapes for texts of at most `max_bytes` bytes (default: the model's context), `max_batch` at a time, drafts of at
     most `draft_bytes`. UsageError for what the model cannot do."""
     longest = config.max_bytes if max_bytes is None else max_bytes
@@ -88,12 +92,40 @@ def load_engines(bundle: Bundle) -> tuple[TensorrtRuntime, dict[GraphName, Engin
     )
 
 
+def memory_needed(bundle: Bundle, profile: Profile) -> tuple[int, int]:
+    """Bytes of GPU memory that engines take when they run: weights, and caches at the profile's full size. What
+    kernels need besides is TensorRT's own affair and not in it."""
+    most = {axis: sizes[2] for axis, sizes in profile.sizes(profile.prefill_rows).items()}
+    tensors = [t for spec in bundle.specs.values() for t in spec.inputs if t.name in spec.state]
+    caches = sum(
+        math.prod(most[axis] if isinstance(axis, str) else axis for axis in t.shape)
+        * (2 if t.dtype in ("float16", "bfloat16") else 4)
+        for t in tensors
+    )
+    return sum(bundle.weight_bytes.values()), caches
+
+
+def require_memory(bundle: Bundle, profile: Profile) -> None:
+    """ModelError when the GPU of this machine has less memory free than the engines will need; a machine without one
+    cannot tell."""
+    if missing_library([gpu.DRIVER]):
+        return
+    found, (weights, caches) = describe_gpu(), memory_needed(bundle, profile)
+    if weights + caches > found.free_bytes:
+        raise ModelError(
+            f"the engines need at least {(weights + caches) / 1e9:.2f} GB of GPU memory (weights {weights / 1e9:.2f}, "
+            f"caches {caches / 1e9:.2f}), {found.name} has {found.free_bytes / 1e9:.2f} GB free; use a smaller "
+            "--max-batch or --max-bytes"
+        )
+
+
 def build_bundle(
     bundle: Bundle, profile: Profile, *, fresh: bool = False, progress: Progress | None = None
 ) -> Iterator[Built]:
     """Build what is missing or stale, graph by graph; `fresh` builds everything. Each engine is kept as soon as it is
-    built. ModelError when no TensorRT is there, or it does not take a graph."""
+    built. ModelError when no TensorRT is there, it does not take a graph, or the GPU has not the memory to run them."""
     library, store = find_library(), EngineStore(bundle)
+    require_memory(bundle, profile)
     with store.building():
         for graph in GRAPHS:
             key = engine_key(store, graph, library, profile)
@@ -111,6 +143,7 @@ def build_bundle(
                     bundle.specs[graph],
                     profile,
                     progress=tell if progress else None,
+                    timings=None if library.ahead_of_time else store.timings,  # nothing is measured without a GPU
                 )
                 size = len(engine)
                 store.save(graph, key, engine, seconds=round(perf_counter() - began, 3))

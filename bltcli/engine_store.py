@@ -130,6 +130,11 @@ class EngineStore:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    @property
+    def timings(self) -> Path:
+        """What TensorRT has measured of its kernels, from build to build."""
+        return self.folder / "timing.cache"
+
     def _make(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._require_own()

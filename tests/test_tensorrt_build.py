@@ -6,21 +6,26 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import onnx
 import pytest
 
-from bltcli.building import build_bundle, engine_key, make_profile
+from bltcli import building
+from bltcli.building import build_bundle, engine_key, make_profile, memory_needed
 from bltcli.bundle import Bundle
 from bltcli.engine_store import EngineStore
 from bltcli.errors import ModelError, UsageError
 from bltcli.graphs import GRAPHS, Precision
+from bltcli.pipeline import open_model
 from bltcli_engines import gpu, tensorrt_build
-from bltcli_engines.gpu import describe_gpu
+from bltcli_engines.gpu import Gpu, describe_gpu
 from bltcli_engines.tensorrt_build import Library, Profile, build_engine, find_library
 from tests.cli_support import bltcli, here, one_line
 from tests.conftest import TinyBundle
 
+FEW = Profile(max_batch=2, slots=256, patch_slots=128, draft_rows=32, prefill_rows=32, patch_bytes=8)
 SMALL = Profile(max_batch=2, slots=256, patch_slots=128, draft_rows=10, prefill_rows=32, patch_bytes=8)
 
 
@@ -30,17 +35,58 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("form", ["lookup", "encoder"])
+@pytest.mark.parametrize(
+    ("form", "precision"),
+    [*(("lookup", precision) for precision in get_args(Precision)), ("encoder", "fp32"),
+     *(pytest.param("encoder", precision, marks=pytest.mark.slow) for precision in get_args(Precision)[1:])],
+)  # fmt: skip
 def test_all_four_graphs_build_in_every_precision(tiny_bundle: TinyBundle, form: str, precision: Precision) -> None:
     bundle, library = tiny_bundle(form, precision), find_library()
     phases: set[str] = set()
     for graph in GRAPHS:
         engine = build_engine(
-            library, bundle.graph_paths[graph], bundle.specs[graph], SMALL, progress=lambda phase, *_: phases.add(phase)
+            library, bundle.graph_paths[graph], bundle.specs[graph], FEW, progress=lambda phase, *_: phases.add(phase)
         )
         assert len(engine) > 10_000
     assert "Building engine" in phases
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX")  # which keeps a cache with nothing in it
+def test_what_was_measured_is_kept_for_the_next_build(tiny_bundle: TinyBundle, tmp_path: Path) -> None:
+    bundle, file = tiny_bundle("lookup"), tmp_path / "timing.cache"
+
+    def build() -> bytes:
+        path, spec = bundle.graph_paths["patcher"], bundle.specs["patcher"]
+        return build_engine(find_library(), path, spec, FEW, timings=file)
+
+    assert build()
+    kept = file.read_bytes()
+    assert kept
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert build()
+    file.write_bytes(b"damaged" * 9)  # is not taken, and written anew
+    assert build()
+    assert file.read_bytes()[:16] == kept[:16]
+
+
+def test_building_for_a_gpu_without_the_memory_is_refused_before_it_begins(
+    tiny_bundle: TinyBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tiny_bundle("lookup", block_size=16)
+    weights, caches = memory_needed(bundle, SMALL)
+    small, twice = memory_needed(bundle, Profile(**{**SMALL.__dict__, "max_batch": 4}))
+    assert (small, twice) == (weights, 2 * caches)
+    model = open_model(bundle, rows=SMALL.max_batch)
+    for cache, slots in ((model.byte_cache, SMALL.slots), (model.patch_cache, SMALL.patch_slots)):
+        cache.reserve(np.array([slots]))
+    assert caches == sum(b.nbytes for cache in (model.byte_cache, model.patch_cache) for b in cache.buffers)
+    found = Gpu("NVIDIA T", "8.0", "13.0", 10**9, weights + caches)
+    monkeypatch.setattr(gpu, "DRIVER", "libc.so.6")
+    monkeypatch.setattr(building, "describe_gpu", lambda: found)
+    building.require_memory(bundle, SMALL)
+    monkeypatch.setattr(building, "describe_gpu", lambda: found._replace(free_bytes=weights + caches - 1))
+    with pytest.raises(ModelError, match=r"need at least 0\.00 GB of GPU memory .* NVIDIA T has 0\.00 GB free; use"):
+        next(build_bundle(bundle, SMALL))
 
 
 def test_a_graph_tensorrt_does_not_know_is_refused_in_its_words(tiny_bundle: TinyBundle, tmp_path: Path) -> None:
@@ -154,10 +200,11 @@ def test_two_builders_at_once_build_each_engine_once(tiny_bundle: TinyBundle, tm
     bundle = tiny_bundle("lookup", block_size=16)
     program = f"""
 from pathlib import Path
+from typing import get_args
 from bltcli.building import build_bundle
 from bltcli.bundle import open_bundle
-from tests.test_tensorrt_build import SMALL
-print(sum(bool(b.reasons) for b in build_bundle(open_bundle(Path({str(bundle.path)!r})), SMALL)))"""
+from tests.test_tensorrt_build import FEW
+print(sum(bool(b.reasons) for b in build_bundle(open_bundle(Path({str(bundle.path)!r})), FEW)))"""
     import subprocess
 
     env = {**os.environ, "BLTCLI_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": os.getcwd()}
@@ -179,6 +226,12 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Library(None, "tensorrt", "1").ahead_of_time
 
 
+def with_quick_builds() -> list[str]:
+    """The command that starts bltcli with engines that are no engines."""
+    program = "import bltcli.building as b; from bltcli.cli import main; b.build_engine = lambda *_, **__: b'x'; main()"
+    return [sys.executable, "-c", program]
+
+
 def test_build_prints_what_it_built_and_what_it_kept(cache: Path) -> None:
     arguments = ("build", "-m", "bundle", "--max-bytes", "300", "-k", "4")
     first = bltcli(*arguments, env={"BLTCLI_CACHE_DIR": str(cache)})
@@ -187,6 +240,10 @@ def test_build_prints_what_it_built_and_what_it_kept(cache: Path) -> None:
     assert first.stdout.count(b"(none was built)") == 4
     second = bltcli(*arguments, env={"BLTCLI_CACHE_DIR": str(cache)})
     assert second.stdout == b"".join(f"{graph}: kept\n".encode() for graph in GRAPHS)
+    shorthand = bltcli("export", "checkpoint", "--no-check", "--engine", "tensorrt", "-o", str(cache / "b"),
+                       env={"BLTCLI_CACHE_DIR": str(cache)}, program=with_quick_builds())  # fmt: skip
+    assert shorthand.returncode == 0, shorthand.stderr
+    assert shorthand.stdout.count(b": built, 1 B") == 4
     refused = here("build", "-m", "bundle", "--max-bytes", "1")
     assert refused.returncode == 2
     assert "--max-bytes is 1" in one_line(refused)

@@ -5,19 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bltcli import render, settings, streams
 from bltcli.commands import model_option, options, precision_option
 
+if TYPE_CHECKING:
+    from bltcli.bundle import Bundle
+    from bltcli_engines.tensorrt_build import Profile
+
 
 @click.command(
     epilog="""
 Engines are kept in the cache folder: an engine is executable code, so none is ever taken from a bundle. TensorRT-RTX
 builds them ahead of time, for any GPU that it supports, and needs none; TensorRT builds for the GPU of this machine.
-Nothing runs them yet.
+Run them with --engine tensorrt.
 
 \b
 Examples:
@@ -40,12 +44,19 @@ def command(
     model: str | None, precision: Any, max_batch: int, max_bytes: int | None, draft_bytes: int, fresh: bool
 ) -> None:
     """Build a TensorRT engine for each graph of a bundle; engines that are there and still good are kept."""
-    from bltcli.building import build_bundle, make_profile
+    from bltcli.building import make_profile
     from bltcli.bundle import open_bundle
     from bltcli.models import resolve_bundle
 
     bundle = open_bundle(resolve_bundle(model, precision, render.notice))
     profile = make_profile(bundle.config, max_batch=max_batch, max_bytes=max_bytes, draft_bytes=draft_bytes)
+    build(bundle, profile, fresh=fresh)
+
+
+def build(bundle: Bundle, profile: Profile, *, fresh: bool = False) -> None:
+    """Build what is missing, and print what became of each graph."""
+    from bltcli.building import build_bundle
+
     with building_bar() as progress:
         for built in build_bundle(bundle, profile, fresh=fresh, progress=progress):
             if built.reasons:

@@ -35,10 +35,14 @@ Examples:
                       "scale each. The patcher is always fp32."),
     click.option("--check/--no-check", default=True, show_default=True,
                  help="Compare the graphs with the PyTorch model."),
+    click.option("--engine", type=click.Choice(["tensorrt"]), default=None,
+                 help="Also build the bundle's engines, as bltcli build does with its defaults."),
     click.option("--dry-run", is_flag=True, help="Print what would be exported, and write nothing."),
     settings.verbosity_options,
 )  # fmt: skip
-def command(checkpoint: str | None, output: str | None, precision: Precision, check: bool, dry_run: bool) -> None:
+def command(
+    checkpoint: str | None, output: str | None, precision: Precision, check: bool, engine: str | None, dry_run: bool
+) -> None:
     """Export CHECKPOINT to four ONNX graphs and a manifest: a bundle.
 
     CHECKPOINT is a folder or a name on the Hugging Face Hub, owner/model or owner/model@revision, which is downloaded.
@@ -55,9 +59,20 @@ def command(checkpoint: str | None, output: str | None, precision: Precision, ch
         cells = [(str(name), f"{count:,}", render.size(nbytes)) for name, count, nbytes in (*rows, total)]
         streams.write_stdout(render.table([("component", "parameters", "size"), *cells]).encode())
         return
+    if engine:
+        from bltcli_engines.tensorrt_build import find_library
+
+        find_library()  # before the work, not after it
     assert output is not None
     path = exporter.export_checkpoint(source, Path(output), precision=precision, check=check, notice=render.notice)
     render.notice(f"wrote {path}")
+    if engine:
+        from bltcli.building import make_profile
+        from bltcli.bundle import open_bundle
+        from bltcli.commands.build import build
+
+        bundle = open_bundle(path)
+        build(bundle, make_profile(bundle.config))
 
 
 def open_source(name: str | None) -> Checkpoint:

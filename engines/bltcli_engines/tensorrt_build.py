@@ -97,13 +97,21 @@ def _version(module: Any, distribution: str) -> str:
 
 
 def build_engine(
-    library: Library, path: Path, spec: GraphSpec, profile: Profile, *, progress: Progress | None = None
+    library: Library,
+    path: Path,
+    spec: GraphSpec,
+    profile: Profile,
+    *,
+    progress: Progress | None = None,
+    timings: Path | None = None,
 ) -> bytes:
-    """The serialised engine of the graph in `path`. ModelError with TensorRT's own words when it cannot be built."""
+    """The serialised engine of the graph in `path`. ModelError with TensorRT's own words when it cannot be built.
+    `timings`: a file that keeps what TensorRT has measured of its kernels for the next build."""
     trt = library.module
     log = Log(trt)
     builder = trt.Builder(log.logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse(_static(path, profile)):
         errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
@@ -117,10 +125,25 @@ def build_engine(
         for tensor in spec.inputs:
             shapes.set_shape(tensor.name, *_bounds(tensor, profile.sizes(rows)))
         config.add_optimization_profile(shapes)
+    cache = None if timings is None else _timing_cache(config, timings)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise ModelError(f"{path}: {library.name} built no engine: {log.last or 'no reason given'}")
+    if timings is not None and cache is not None:
+        from bltcli.atomic import write_atomically
+
+        write_atomically(timings, bytes(cache.serialize()))
+        timings.chmod(0o600)
     return bytes(engine)
+
+
+def _timing_cache(config: Any, file: Path) -> Any:
+    """What was measured before, if TensorRT takes it: another GPU's or version's it does not."""
+    for known in (file.read_bytes() if file.is_file() else b"", b""):
+        cache = config.create_timing_cache(known)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+    return None
 
 
 def _static(path: Path, profile: Profile) -> bytes:
