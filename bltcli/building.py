@@ -16,8 +16,7 @@ from bltcli.engine_store import ANY_GPU, EngineKey, EngineStore
 from bltcli.errors import ModelError, UsageError
 from bltcli.graphs import GRAPHS, GraphName
 from bltcli.texts import PREFILL_ROWS
-from bltcli_engines import gpu
-from bltcli_engines.gpu import describe_gpu, missing_library, require_driver
+from bltcli_engines.gpu import describe_gpu, require_driver
 from bltcli_engines.protocol import Engine
 from bltcli_engines.tensorrt_build import Library, Profile, build_engine, find_library
 
@@ -108,9 +107,11 @@ def memory_needed(bundle: Bundle, profile: Profile) -> tuple[int, int]:
 def require_memory(bundle: Bundle, profile: Profile) -> None:
     """ModelError when the GPU of this machine has less memory free than the engines will need; a machine without one
     cannot tell."""
-    if missing_library([gpu.DRIVER]):
+    try:
+        found = describe_gpu()
+    except ModelError:  # no GPU: engines are built ahead of time, or refused by their library
         return
-    found, (weights, caches) = describe_gpu(), memory_needed(bundle, profile)
+    weights, caches = memory_needed(bundle, profile)
     if weights + caches > found.free_bytes:
         raise ModelError(
             f"the engines need at least {(weights + caches) / 1e9:.2f} GB of GPU memory (weights {weights / 1e9:.2f}, "

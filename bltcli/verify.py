@@ -4,7 +4,7 @@ engines that agree, speculation that writes what plain decoding writes. `doctor`
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import cycle
 from time import perf_counter
@@ -18,7 +18,7 @@ from bltcli.decoding.driver import generate_texts
 from bltcli.decoding.setting import format_setting, parse_setting
 from bltcli.decoding.stop import Stop
 from bltcli.differences import Difference, Run, explain
-from bltcli.errors import BltError
+from bltcli.errors import BltError, ModelError
 from bltcli.graphs import Precision
 from bltcli.pipeline import Pipeline, open_model
 from bltcli.sampling import FloatArray, Sampler
@@ -57,6 +57,25 @@ def self_test(engine: str = "auto", bundle: Bundle | None = None) -> list[Check]
         return [proof.golden(), proof.rows(), *proof.speculation(["blt-s"])]
     except BltError as error:
         return [Check("self test", False, str(error))]
+
+
+def golden_of_others() -> list[Check]:
+    """The built-in model's known answers on each engine that can be opened here and that `auto` does not take."""
+    from bltcli.engine_choice import OPENERS
+    from bltcli.models import resolve_bundle
+
+    bundle = open_bundle(resolve_bundle(None, None, lambda line: None))
+    taken, found = open_model(bundle).engine_name, []
+    for engine in OPENERS:
+        if engine == taken:
+            continue
+        try:
+            open_model(bundle, engine=engine)
+        except (ModelError, ImportError):  # not here: what it lacks is reported elsewhere
+            continue
+        check = Verification(bundle, engine, []).golden()
+        found.append(replace(check, name=f"{check.name} on {engine}"))
+    return found
 
 
 class Verification:

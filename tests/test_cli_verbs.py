@@ -51,7 +51,7 @@ def test_a_dry_run_counts_and_writes_nothing() -> None:
         (["checkpoint", "-o", "checkpoint/config.json/b", "--no-check"], 2, "config.json"),
         (["nowhere", "-o", "new"], 3, "nowhere"),
         (["checkpoint/config.json", "-o", "new"], 3, "is a file"),
-        (["checkpoint", "--precision", "int4", "-o", "new"], 2, "--precision"),
+        (["checkpoint", "--precision", "int2", "-o", "new"], 2, "--precision"),
     ],
 )
 def test_exports_that_cannot_be(args: list[str], code: int, says: str) -> None:

@@ -11,11 +11,13 @@ import pytest
 from bltcli import engine_choice
 from bltcli.building import build_bundle
 from bltcli.bundle import Bundle
+from bltcli.commands import doctor
 from bltcli.engine_choice import open_engines
 from bltcli.engine_store import EngineStore
 from bltcli.errors import ModelError, UsageError
+from bltcli.verify import golden_of_others
 from bltcli_engines import gpu, onnxruntime_cuda
-from bltcli_engines.gpu import missing_library
+from bltcli_engines.gpu import Gpu, missing_library
 from bltcli_engines.tensorrt_build import Library, find_library
 from tests.cli_support import here, one_line
 from tests.conftest import TinyBundle
@@ -169,3 +171,21 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(bundle: Bundle) -> None:
     """ONNX Runtime only warns when it leaves out a provider that does not load."""
     with pytest.raises(ModelError, match=r"fell back to .*CPUExecutionProvider"):
         onnxruntime_cuda._open(bundle.graph_paths["encoder"], bundle.specs["encoder"], 0)
+
+
+@pytest.mark.usefixtures("with_driver", "with_provider")
+def test_doctor_names_the_gpu_what_runs_on_it_and_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Gpu("NVIDIA H200", "9.0", "13.0", 150 * 10**9, 140 * 10**9)
+    monkeypatch.setattr("bltcli_engines.gpu.describe_gpu", lambda: found)
+    rows = {row["name"]: row for row in doctor.gpu_checks()}
+    told = "NVIDIA H200, compute capability 9.0, driver for CUDA 13.0, 140.0 of 150.0 GB free"
+    assert (rows["GPU"]["ok"], rows["GPU"]["detail"]) == (True, told)
+    assert (rows["tensorrt"]["ok"], rows["ort-cuda"]["ok"]) == (True, False)
+    assert "libonnxruntime_providers_cuda.so" in rows["ort-cuda"]["detail"]
+    assert rows["ort-cuda"]["fix"] == "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    assert all(row["optional"] for row in rows.values())
+
+
+def test_every_engine_that_is_here_answers_what_is_known(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bltcli.models.resolve_bundle", lambda *_: bundle.path)
+    assert [check.name for check in golden_of_others()] == ["golden outputs on torch"]

@@ -81,7 +81,6 @@ def test_building_for_a_gpu_without_the_memory_is_refused_before_it_begins(
         cache.reserve(np.array([slots]))
     assert caches == sum(b.nbytes for cache in (model.byte_cache, model.patch_cache) for b in cache.buffers)
     found = Gpu("NVIDIA T", "8.0", "13.0", 10**9, weights + caches)
-    monkeypatch.setattr(gpu, "DRIVER", "libc.so.6")
     monkeypatch.setattr(building, "describe_gpu", lambda: found)
     building.require_memory(bundle, SMALL)
     monkeypatch.setattr(building, "describe_gpu", lambda: found._replace(free_bytes=weights + caches - 1))

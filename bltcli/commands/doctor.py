@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -14,7 +15,10 @@ from bltcli.commands import engine_option, json_option, options
 from bltcli.errors import BltError
 
 NEEDED: Final = ("numpy", "onnx", "onnx-ir", "click", "rich", "ml_dtypes")
-OPTIONAL: Final = ("onnxruntime", "onnxruntime-gpu", "torch", "huggingface_hub")
+OPTIONAL: Final = (
+    "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings",
+    "huggingface_hub",
+)  # fmt: skip
 #: Engine or feature -> the packages of which one is enough, and what installs it.
 PROVIDERS: Final = {
     "ort-cpu": (("onnxruntime", "onnxruntime-gpu"), "pip install 'bltcli[cpu]'"),
@@ -40,7 +44,7 @@ Examples:
 def command(engine: str, json: bool) -> int:
     """Check this machine: versions, engines, the cache folder, and the built-in model against known answers."""
     versions = {name: installed(name) for name in (*NEEDED, *OPTIONAL)}
-    checks = [package_check(versions), *provider_checks(versions), clash_check(versions), cache_check()]
+    checks = [package_check(versions), *provider_checks(versions), *gpu_checks(), clash_check(versions), cache_check()]
     if all(check["ok"] or check["optional"] for check in checks):
         checks += model_checks(engine)
     healthy = all(check["ok"] or check["optional"] for check in checks)
@@ -86,6 +90,38 @@ def provider_checks(versions: dict[str, str | None]) -> list[Row]:
     return [*rows, check("engines", bool(engines), ", ".join(engines) or "none", fix=PROVIDERS["ort-cpu"][1])]
 
 
+def gpu_checks() -> list[Row]:
+    """The GPU and what runs on it; none of it is needed. What is missing is said by whoever needs it first."""
+    from bltcli_engines.gpu import describe_gpu
+    from bltcli_engines.onnxruntime_cuda import require_cuda_provider
+    from bltcli_engines.tensorrt_build import find_library
+
+    def gpu() -> str:
+        found = describe_gpu()
+        memory = f"{found.free_bytes / 1e9:.1f} of {found.total_bytes / 1e9:.1f} GB free"
+        return f"{found.name}, compute capability {found.capability}, driver for CUDA {found.driver}, {memory}"
+
+    def ort_cuda() -> str:
+        require_cuda_provider()
+        return "ONNX Runtime's CUDA provider loads"
+
+    def tensorrt() -> str:
+        library = find_library()
+        return f"{library.name} {library.version}; engines are built by bltcli build"
+
+    probes: tuple[tuple[str, Callable[[], str]], ...] = (("GPU", gpu), ("ort-cuda", ort_cuda), ("tensorrt", tensorrt))
+    rows = []
+    for name, probe in probes:
+        try:
+            rows.append(check(name, True, probe(), optional=True))
+        except ImportError as error:
+            rows.append(check(name, False, f"{error.name} is not installed", optional=True))
+        except BltError as error:
+            found, _, fix = str(error).rpartition("; ")
+            rows.append(check(name, False, found, fix=fix, optional=True))
+    return rows
+
+
 def clash_check(versions: dict[str, str | None]) -> Row:
     both = versions["onnxruntime"] is not None and versions["onnxruntime-gpu"] is not None
     return check("one ONNX Runtime", not both, CLASH if both else "yes", fix=CLASH_FIX)
@@ -103,11 +139,14 @@ def cache_check() -> Row:
 
 
 def model_checks(engine: str) -> list[Row]:
-    """The self-test: known answers of the built-in model."""
-    from bltcli.verify import self_test
+    """The self-test: known answers of the built-in model, on one engine, or on every other one as well that is here."""
+    from bltcli.verify import golden_of_others, self_test
 
     try:
-        return [check(row.name, row.ok, row.detail) for row in self_test(engine)]
+        found = self_test(engine)
+        if engine == "auto":
+            found += golden_of_others()
+        return [check(row.name, row.ok, row.detail) for row in found]
     except (BltError, ImportError) as error:
         return [check("self-test", False, " ".join(str(error).split()))]
 
