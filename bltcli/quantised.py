@@ -1,8 +1,8 @@
 """Weight-only quantisation, int8 and int4: which weights, in which blocks, to which numbers. NumPy only.
 
 Symmetric, round to nearest, no calibration data. A weight [outputs, inputs] is cut along its inputs into blocks; each
-block of each output has one scale, its largest magnitude over 127 (int8) or 7 (int4). Without zero points, since
-TensorRT takes none, and measured they gained nothing at int8 and nothing certain at int4.
+block of each output has one scale, its largest magnitude over 127 (int8) or 7 (int4). Without zero points: TensorRT
+takes none, and they gain nothing at int8 (docs/precisions.md has what they would gain at int4).
 """
 
 from __future__ import annotations

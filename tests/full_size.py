@@ -3,8 +3,9 @@
     python -m tests.full_size FOLDER [--form 1b|7b] [--seed 0] [--shard-bytes N]
 
 Configuration keys, tensor names, dtypes (bfloat16, hash table float32) and shards are those of the published
-conversions. Weights are drawn and written a few megabytes at a time. Then the threshold is set so that random bytes
-give patches of four bytes on average: at the released one, a random entropy model makes a patch of every byte.
+conversions; weights are drawn and written a few megabytes at a time. Only the patching rule is another: a random
+entropy model is unsure of every byte, and at the published threshold each would be a patch. Here no entropy reaches the
+threshold, and the maximum length, which the published configurations leave open, makes all patches four bytes long.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bltcli.checkpoint import hf, open_checkpoint
+from bltcli.checkpoint import hf
 from bltcli.checkpoint.files import INDEX
 from bltcli.checkpoint.names import expected_shapes
 from bltcli.checkpoint.safetensors_map import Stream, write_safetensors
 from bltcli.checkpoint.weights import CHUNK, DTYPES
-from bltcli.vocab import encode
 
 SHARD_BYTES: Final = 5_000_000_000
-BYTES_PER_PATCH: Final = 4
+PATCH_BYTES: Final = 4
+NEVER_NATS: Final = 6.0  # above ln 260
 _HASH_TABLE: Final = "model.encoder_hash_tok_embedding.weight"
 
 
@@ -92,8 +93,9 @@ RELEASED: Final = {
 
 def write_random(folder: Path, data: dict[str, Any], *, seed: int = 0, shard_bytes: int = SHARD_BYTES) -> Path:
     """Write a random checkpoint with the configuration `data` (as `published` gives it) to `folder`; a tensor larger
-    than `shard_bytes` has a shard of its own. Memory: a few megabytes, and the entropy model in float32."""
+    than `shard_bytes` has a shard of its own. Memory: a few megabytes."""
     folder.mkdir(parents=True)
+    data = {**data, "patching_threshold": NEVER_NATS, "max_patch_length": PATCH_BYTES}
     (folder / "config.json").write_text(json.dumps(data, indent=2))
     tensors = {hf.source_names(name)[0]: shape for name, shape in expected_shapes(hf.read_config(data)).items()}
     shards: list[list[str]] = [[]]
@@ -112,35 +114,7 @@ def write_random(folder: Path, data: dict[str, Any], *, seed: int = 0, shard_byt
         write_safetensors(folder / file, streams, {"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    data = {**data, "patching_threshold": calibrated_threshold(folder)}
-    (folder / "config.json").write_text(json.dumps(data, indent=2))
     return folder
-
-
-def calibrated_threshold(folder: Path) -> float:
-    """The entropy in nats that one in BYTES_PER_PATCH random bytes has more than, by the checkpoint's patcher."""
-    import torch
-
-    from bltcli.nn.loading import _tensor
-    from bltcli.nn.model import causal_mask
-    from bltcli.nn.patcher import Patcher, entropy_nats
-
-    checkpoint = open_checkpoint(folder)
-    with torch.device("meta"):
-        patcher = Patcher(checkpoint.config.patcher)
-    weights = {n.removeprefix("patcher."): w for n, w in checkpoint.weights.items() if n.startswith("patcher.")}
-    patcher.load_state_dict({name: _tensor(weight, torch.float32) for name, weight in weights.items()}, assign=True)
-    ids = torch.from_numpy(random_ids(1500)[None])
-    positions = torch.arange(ids.shape[1])[None]
-    with torch.no_grad():
-        mask = causal_mask(positions, torch.zeros_like(positions), checkpoint.config.patcher.window)
-        entropy = entropy_nats(patcher(ids, positions, mask))
-    return float(entropy[0, 100:].quantile(1 - 1 / BYTES_PER_PATCH))
-
-
-def random_ids(count: int, seed: int = 0) -> NDArray[np.int64]:
-    """BOS and count - 1 random bytes."""
-    return encode(np.random.default_rng(seed).integers(0, 256, count - 1, dtype=np.uint8).tobytes())
 
 
 def _dtype(name: str) -> np.dtype[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,8 +25,9 @@ def is_hub_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
-def fetch(name: str) -> Path:
-    """The folder in the Hub's cache that holds `name` ("owner/model[@revision]"), downloaded where needed.
+def fetch(name: str, allowed: Sequence[str] = ALLOWED) -> Path:
+    """The folder in the Hub's cache that holds the `allowed` files of `name` ("owner/model[@revision]"), downloaded
+    where needed.
 
     Prints nothing. Raises ModelError when huggingface_hub is not installed, the model or revision does not exist,
     access is refused, or the network fails.
@@ -44,7 +46,7 @@ def fetch(name: str) -> Path:
     huggingface_hub.utils.logging.set_verbosity_error()
     try:
         folder = Path(
-            huggingface_hub.snapshot_download(match["repo"], revision=match["revision"], allow_patterns=list(ALLOWED))
+            huggingface_hub.snapshot_download(match["repo"], revision=match["revision"], allow_patterns=list(allowed))
         )
     except Exception as error:  # the network library underneath, and so its errors, changed with the releases
         raise ModelError(_explain(match["repo"], match["revision"], error)) from error

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from bltcli.checkpoint import hf, meta, native
-from bltcli.checkpoint.files import find_licence, identity, read_json, read_tensors, weight_files
+from bltcli.checkpoint.files import find_licence, identity, pickles, read_json, read_tensors, weight_files
 from bltcli.checkpoint.names import expected_shapes
 from bltcli.checkpoint.weights import Weight, as_weight
 from bltcli.config import ModelConfig
@@ -54,6 +55,24 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return _open_meta(path, config)
     found = {key: data[key] for key in ("format", "model_type") if key in data}
     raise ModelError(f"{config}: describes no Byte Latent Transformer ({found or 'no format, model_type or args'})")
+
+
+def open_shapes(path: Path) -> Checkpoint:
+    """As `open_checkpoint`, for a folder that may hold config.json alone: its weights are then zeros that take no
+    memory, the tables float32, as in the published conversions. Raises ModelError also where a configuration leaves
+    sizes to the tensors, as Meta's do."""
+    config = path / "config.json"
+    data = read_json(config) if config.exists() else {}
+    known = data.get("format") == native.FORMAT or data.get("model_type") == "blt"
+    if not known or list(path.glob("*.safetensors")) or pickles(path):
+        return open_checkpoint(path)
+    if data.get("model_type") == "blt":
+        model = _named(config, hf.read_config, data)
+    else:
+        model, _, _ = _named(config, native.read_config, data)
+    zero = np.zeros((), dtype=np.float32)
+    weights = {name: Weight(name, (np.broadcast_to(zero, shape),)) for name, shape in expected_shapes(model).items()}
+    return Checkpoint(path, "config.json", model, weights, {}, {}, "")
 
 
 def _open_native(path: Path, data: Mapping[str, Any]) -> Checkpoint:

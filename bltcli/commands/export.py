@@ -37,12 +37,17 @@ Examples:
                  help="Compare the graphs with the PyTorch model."),
     click.option("--engine", type=click.Choice(["tensorrt"]), default=None,
                  help="Also build the bundle's engines, as bltcli build does with its defaults."),
-    click.option("--dry-run", is_flag=True, help="Print what would be exported, and write nothing."),
+    click.option("--dry-run", is_flag=True,
+                 help="Print the sizes of files and of memory at every precision, and write nothing. The config.json "
+                      "of a checkpoint is enough for it."),
+    click.option("--context", type=click.IntRange(min=1), default=4096, show_default=True, metavar="BYTES",
+                 help="Length of the text whose memory --dry-run tells."),
     settings.verbosity_options,
 )  # fmt: skip
 def command(
-    checkpoint: str | None, output: str | None, precision: Precision, check: bool, engine: str | None, dry_run: bool
-) -> None:
+    checkpoint: str | None, output: str | None, precision: Precision, check: bool, engine: str | None, dry_run: bool,
+    context: int,
+) -> None:  # fmt: skip
     """Export CHECKPOINT to four ONNX graphs and a manifest: a bundle.
 
     CHECKPOINT is a folder or a name on the Hugging Face Hub, owner/model or owner/model@revision, which is downloaded.
@@ -50,15 +55,15 @@ def command(
     """
     if output is None and not dry_run:
         raise UsageError("there is no folder to write to; name one with -o DIR, or use --dry-run")
+    if dry_run:
+        from bltcli_export.plan import plan, tables_of
+
+        found = tables_of(plan(open_source(checkpoint, weights=False), context), context)
+        streams.write_stdout("\n".join(map(render.table, found)).encode())
+        return
     from bltcli_export import exporter
 
     source = open_source(checkpoint)
-    if dry_run:
-        rows = exporter.dry_run(source, precision)
-        total = ("total", sum(row[1] for row in rows), sum(row[2] for row in rows))
-        cells = [(str(name), f"{count:,}", render.size(nbytes)) for name, count, nbytes in (*rows, total)]
-        streams.write_stdout(render.table([("component", "parameters", "size"), *cells]).encode())
-        return
     if engine:
         from bltcli_engines.tensorrt_build import find_library
 
@@ -75,14 +80,16 @@ def command(
         build(bundle, make_profile(bundle.config))
 
 
-def open_source(name: str | None) -> Checkpoint:
-    """The checkpoint that a user means: a folder, a Hub name, or (None) the built-in one."""
+def open_source(name: str | None, *, weights: bool = True) -> Checkpoint:
+    """The checkpoint that a user means: a folder, a Hub name, or (None) the built-in one. Without `weights`, only what
+    they look like: they need not be there, and are not downloaded."""
     from bltcli.checkpoint import open_checkpoint
     from bltcli.checkpoint.hub import fetch, is_hub_name
+    from bltcli.checkpoint.opening import open_shapes
     from bltcli.models import builtin_checkpoint
 
     if name is None:
         return open_checkpoint(builtin_checkpoint())
     if is_hub_name(name):
-        return open_checkpoint(fetch(name))
-    return open_checkpoint(Path(name))
+        return open_checkpoint(fetch(name)) if weights else open_shapes(fetch(name, ("config.json",)))
+    return open_checkpoint(Path(name)) if weights else open_shapes(Path(name))

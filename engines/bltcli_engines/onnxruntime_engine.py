@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bltcli.errors import ModelError
 from bltcli.graphs import GraphName, GraphSpec
+from bltcli_engines.allocator import freed_at_once
 from bltcli_engines.protocol import Arrays, Buffer, Engine
 
 NUMPY_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
@@ -207,7 +208,8 @@ def open_session(
     # and is up to 200 times slower
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if float_activations else "4")
     try:
-        session = ort.InferenceSession(str(path), options, providers=list(providers))
+        with freed_at_once():
+            session = ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # ONNX Runtime raises its own unrelated types
         raise ModelError(f"{path}: ONNX Runtime cannot load this graph: {_first_line(error)}") from error
     _check_io(path, session, spec)

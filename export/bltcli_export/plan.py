@@ -1,0 +1,109 @@
+"""What a bundle will take, on disk and in memory, before anything is written: reads shapes, never weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple, get_args
+
+from bltcli.bundle import TABLES
+from bltcli.cache import SLIDE, STEP
+from bltcli.checkpoint import Checkpoint
+from bltcli.config import ModelConfig
+from bltcli.graphs import GRAPHS, Precision, graph_specs
+from bltcli.texts import PREFILL_ROWS
+from bltcli_export.exporter import dry_run
+from bltcli_export.graphs import build_graph
+
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+BYTES_PER_PATCH: Final = 4
+
+
+class Component(NamedTuple):
+    """A graph or the host tables; bytes by precision."""
+
+    name: str
+    parameters: int
+    file_bytes: dict[str, int]
+    cache_bytes: dict[str, int]  # of one text
+
+
+def plan(checkpoint: Checkpoint, context: int) -> list[Component]:
+    """The components of a bundle of `checkpoint` at every precision, and what their caches hold at most for one text of
+    `context` bytes, in patches of BYTES_PER_PATCH."""
+    sizes = {precision: dry_run(checkpoint, precision) for precision in PRECISIONS}
+    files = {precision: file_bytes(checkpoint, precision) for precision in PRECISIONS}
+    caches = {precision: cache_bytes(checkpoint.config, precision, context) for precision in PRECISIONS}
+    found = [
+        Component(
+            name,
+            sizes["fp32"][number].parameters,
+            {precision: entry[name] for precision, entry in files.items()},
+            {precision: entry[name] for precision, entry in caches.items()},
+        )
+        for number, name in enumerate(GRAPHS)
+    ]
+    tables = {precision: rows[len(GRAPHS) :] for precision, rows in sizes.items()}
+    nothing = dict.fromkeys(PRECISIONS, 0)
+    parameters = sum(row.parameters for row in tables["fp32"])
+    bytes_of = {precision: sum(row.bytes for row in rows) for precision, rows in tables.items()}
+    return [*found, Component(TABLES, parameters, bytes_of, nothing)]
+
+
+def file_bytes(checkpoint: Checkpoint, precision: Precision) -> dict[str, int]:
+    """Bytes of each graph's weights and constants, rotary tables among them; nodes take some kilobytes more."""
+    graphs = {name: build_graph(name, checkpoint.config, checkpoint.weights, precision) for name in GRAPHS}
+    return {
+        name: sum(value.const_value.nbytes for value in g.tape.initializers if value.const_value is not None)
+        for name, g in graphs.items()
+    }
+
+
+def cache_bytes(config: ModelConfig, precision: Precision, context: int) -> dict[str, int]:
+    """Bytes of state per graph for one text of `context` bytes: keys, values and what it hands to the next graph."""
+    local = (config.patcher, config.encoder, config.decoder)
+    reach = max(stack.window or config.max_bytes for stack in local)
+    held = min(context, reach - 1 + SLIDE) + PREFILL_ROWS
+    sizes = {
+        "batch": 1,
+        "slots": -(-held // STEP) * STEP,
+        "patch_slots": -(-((context + PREFILL_ROWS) // BYTES_PER_PATCH + 2) // STEP) * STEP,
+    }
+    return {
+        name: sum(
+            math.prod(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
+            * (4 if tensor.dtype == "float32" else 2)
+            for tensor in spec.inputs
+            if tensor.name in spec.state
+        )
+        for name, spec in graph_specs(config, precision).items()
+    }
+
+
+def tables_of(components: list[Component], context: int) -> list[list[tuple[str, ...]]]:
+    """Two tables as text: files by component and precision, and memory while one text of `context` bytes is decoded."""
+    from bltcli import render
+
+    def row(name: str, values: dict[str, int]) -> tuple[str, ...]:
+        return (name, *(render.size(values[precision]) for precision in PRECISIONS))
+
+    def total(values: list[dict[str, int]]) -> dict[str, int]:
+        return {precision: sum(entry[precision] for entry in values) for precision in PRECISIONS}
+
+    files, caches = [c.file_bytes for c in components], [c.cache_bytes for c in components]
+    counts = [*(c.parameters for c in components), sum(c.parameters for c in components)]
+    named = [*(c.name for c in components), "total"]
+    on_disk = [
+        (line[0], f"{count:,}", *line[1:])
+        for count, line in zip(counts, map(row, named, [*files, total(files)]), strict=True)
+    ]
+    patches = context // BYTES_PER_PATCH
+    in_memory = [
+        *(row(f"caches, {c.name}", c.cache_bytes) for c in components if any(c.cache_bytes.values())),
+        row("weights", total(files[:-1])),
+        row("together", total([*files[:-1], *caches])),
+        row("tables, mapped from the file", files[-1]),
+    ]
+    return [
+        [("files", "parameters", *PRECISIONS), *on_disk],
+        [(f"memory at {context:,} bytes, {patches:,} patches", *PRECISIONS), *in_memory],
+    ]
