@@ -34,7 +34,7 @@ def translate(predictor: Predictor, file: Path, max_bytes: int) -> tuple[list[by
     began, used = perf_counter(), process_time()
     source = LineSource(Lines([opener(file)]), prompts, limit=limit, max_bytes=max_bytes)
     window = Window(source, ahead=AHEAD_PER_ROW * predictor.rows)
-    items = run_items(window, lambda requests: predictor.results(requests, stats), done=lambda _: None)
+    items = run_items(window, lambda requests: predictor.results(requests, stats))
     texts = [translation(item, on_error="empty", raw=True).output for item in items]
     return texts, stats, perf_counter() - began, process_time() - used
 

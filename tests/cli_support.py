@@ -93,6 +93,17 @@ def generate(*args: str, data: bytes = b"Once", **options: Any) -> Done:
     return bltcli("generate", "--model", "bundle", "--ignore-eos", *args, data=data, **options)
 
 
+def until_closed(terminal: int) -> bytes:
+    """What was written to the other end of a pseudo-terminal, once that is closed."""
+    data = b""
+    while True:
+        try:
+            piece = os.read(terminal, 65536)
+        except OSError:  # Linux says EIO when the other end is closed
+            return data
+        data += piece
+
+
 def one_line(done: Done) -> str:
     """stderr, which must be one line of ours."""
     text: str = done.stderr.decode()

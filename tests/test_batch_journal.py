@@ -62,10 +62,10 @@ def answer(request: Request) -> Result:
 
 def run(path: Path | None, found: list[Item], runner: Runner) -> list[list[Result]]:
     if path is None:
-        return [item.found for item in run_items(Window(Listed(found), ahead=64), runner, done=lambda _: None)]
+        return [item.found for item in run_items(Window(Listed(found), ahead=64), runner)]
     with Journal(path, HEADER, resume=True) as journal:
         window = Window(Listed(found), ahead=64, known=journal.known)
-        return [item.found for item in run_items(window, runner, journal=journal, done=lambda _: None)]
+        return [item.found for item in run_items(window, runner, journal=journal)]
 
 
 def test_a_run_cut_at_any_byte_comes_to_the_same_and_repeats_nothing_that_was_kept(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_run_that_is_cut_again_and_again_holds_little(tmp_path: Path) -> None:
         with Journal(path, HEADER, resume=True) as journal:
             runner = Runner(rows=4, seed=attempt)
             window = Window(Listed(items(600)), ahead=64, known=journal.known)
-            found = run_items(window, runner, journal=journal, done=lambda _: None)
+            found = run_items(window, runner, journal=journal)
             for _ in zip(found, range(rng.randrange(600)), strict=False):
                 most = max(most, len(journal._waiting))
     assert run(path, items(600), Runner()) == expected

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -265,3 +267,16 @@ def test_arrays_of_past_shapes_take_bounded_memory(tiny_bundle: TinyBundle, monk
     assert max(run_shapes()) <= 1_000_000
     monkeypatch.setattr(onnxruntime_engine, "MAX_BINDING_BYTES", 0)
     assert min(run_shapes()) > 0  # the newest is kept
+
+
+def test_a_limit_set_for_the_process_is_known() -> None:
+    pytest.importorskip("resource")
+    program = (
+        "import resource; from bltcli.batch.memory import available_bytes as a\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32)); most = a()\n"
+        "held = bytearray(2**28); print(most, most - a())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    most, less = map(int, done.stdout.split())
+    assert 2**30 < most < 2**32
+    assert 2**28 <= less < 2**28 + 2**24

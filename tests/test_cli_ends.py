@@ -5,18 +5,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import pty
 import resource
 import signal
 import time
-import tty
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import pytest
 
-from tests.cli_support import bltcli, generate, home, one_line, start
+from tests.cli_support import bltcli, generate, home, one_line, start, until_closed
 
 ENDLESS = ("generate", "--model", "bundle", "--ignore-eos", "-p", "x", "-n", "4000", "--method", "ar")
 
@@ -103,31 +100,12 @@ def test_strict_utf8_stops_at_the_first_invalid_byte() -> None:
 # Terminals
 
 
-@pytest.fixture
-def terminal() -> Iterator[tuple[int, int]]:
-    """Both ends of a pseudo-terminal that changes no bytes."""
-    ours, theirs = pty.openpty()
-    tty.setraw(theirs)
-    yield ours, theirs
-    os.close(ours)
-
-
-def _until_closed(ours: int) -> bytes:
-    data = b""
-    while True:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:  # Linux says EIO when the other end is closed
-            return data
-        data += piece
-
-
 def test_a_terminal_gets_whole_characters(terminal: tuple[int, int]) -> None:
     raw = generate("-n", "200", "--echo", data="🙂".encode()).stdout
     ours, theirs = terminal
     done = generate("-n", "200", "--echo", data="🙂".encode(), stdout=theirs)
     os.close(theirs)
-    assert _until_closed(ours).decode() == raw.decode(errors="replace")
+    assert until_closed(ours).decode() == raw.decode(errors="replace")
     assert done.stderr == b""
 
 
@@ -143,7 +121,7 @@ def test_progress_shows_only_on_a_terminal(terminal: tuple[int, int], colour: bo
     ours, theirs = terminal
     done = generate("-n", "300", stderr=theirs, env={} if colour else {"NO_COLOR": "1"})
     os.close(theirs)
-    shown = _until_closed(ours)
+    shown = until_closed(ours)
     assert len(done.stdout) == 300
     assert b"/300 bytes" in shown
     assert (b"\x1b[33m" in shown) == colour

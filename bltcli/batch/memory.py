@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -58,8 +59,8 @@ def bytes_per_row(bundle: Bundle, longest: int) -> int:
 
 
 def available_bytes() -> int | None:
-    """Memory that can still be taken, by the kernel's own estimate and the limits set for this process's group; None
-    where the platform does not say."""
+    """Memory that can still be taken, by the kernel's own estimate and the limits set for this process and its group;
+    None where the platform does not say."""
     found = []
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -73,6 +74,13 @@ def available_bytes() -> int | None:
                 found.append(max(0, int(limits) - int(used)))
         except OSError:
             continue
+    with suppress(ImportError, OSError):  # Windows has no such limit
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if most != resource.RLIM_INFINITY:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            found.append(max(0, most - pages * resource.getpagesize()))
     return min(found, default=None)
 
 

@@ -20,20 +20,27 @@ class Meter:
 
     stats: DecodeStats | None = None
     total_bytes: int | None = None  # of the input, where it is known
-    records: Counter[str] = field(default_factory=Counter)  # by status
+    finished: int = 0  # records, of which some wait for those before them
+    finished_bytes: int = 0  # of input
+    ran_bytes: int = 0  # of these, in records that were run now
+    records: Counter[str] = field(default_factory=Counter)  # that were written, by status
     resumed: int = 0  # texts that the journal knew
     texts: int = 0  # that went through the model in this run
     source_bytes: int = 0
-    ran_bytes: int = 0  # of these, in records that were run now
     output_bytes: int = 0
     new_bytes: int = 0  # generated in this run
     began: float = field(default_factory=perf_counter)
+
+    def finish(self, item: Item) -> None:
+        """Count a record whose results are there."""
+        self.finished += 1
+        self.finished_bytes += item.size
+        self.ran_bytes += item.size if item.ran else 0
 
     def count(self, item: Item, status: str, output_bytes: int) -> None:
         """Count a record that was written."""
         self.records[status] += 1
         self.source_bytes += item.size
-        self.ran_bytes += item.size if item.ran else 0
         self.output_bytes += output_bytes
 
     @property
@@ -48,7 +55,7 @@ class Meter:
         """`1204 records, 5321 bytes/s, 49% of drafts kept, 1 truncated, 2 failed, 12 s left`; the last by what this run
         did itself, not by what it found in the journal."""
         wall_s = self.wall_s
-        parts = [f"{self.records.total()} records", f"{self.new_bytes / max(wall_s, 1e-9):.0f} bytes/s"]
+        parts = [f"{self.finished} records", f"{self.new_bytes / max(wall_s, 1e-9):.0f} bytes/s"]
         if self.stats is not None and self.stats.acceptance_rate is not None:
             parts.append(f"{self.stats.acceptance_rate:.0%} of drafts kept")
         parts += [f"{self.records[status]} {status}" for status in STATUSES[1:] if self.records[status]]
@@ -57,7 +64,7 @@ class Meter:
         if final:
             parts.append(f"{wall_s:.1f} s")
         elif self.total_bytes and self.ran_bytes:
-            parts.append(f"{duration(wall_s * max(0, self.total_bytes - self.source_bytes) / self.ran_bytes)} left")
+            parts.append(f"{duration(wall_s * max(0, self.total_bytes - self.finished_bytes) / self.ran_bytes)} left")
         return ", ".join(parts)
 
     def prometheus(self, peak_rss_bytes: int | None) -> str:

@@ -66,7 +66,7 @@ class Predictor:
         (or ""): a record that cannot be run fails alone."""
         items = [self._item(batch, at) for at in range(len(batch["prompt"]))]
         window, stats = Window(_Listed(items), ahead=2 * len(items) + 2), DecodeStats()
-        done = run_items(window, lambda requests: self.results(requests, stats), done=lambda _: None)
+        done = run_items(window, lambda requests: self.results(requests, stats))
         results = [item.found[0] if item.requests else Result(0, error=str(item.content)) for item in done]
         return {
             **{name: list(column) for name, column in batch.items() if name not in _TAKEN},

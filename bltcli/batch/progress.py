@@ -84,6 +84,6 @@ def _line(wanted: bool | None) -> Iterator[Callable[[str], None]]:
 
         console = Console(stderr=True)
         with Live(console=console, transient=True, auto_refresh=False, redirect_stdout=False) as live:
-            yield lambda line: live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+            yield lambda line: live.update(Text(line), refresh=True)
     else:
         yield streams.complain

@@ -138,15 +138,19 @@ def running(
         else:
             meter.stats = stats
 
-        def done(result: Result) -> None:
+        def done(result: Result, finished: Sequence[Item]) -> None:
             meter.texts += 1
             meter.new_bytes += len(result.output)
+            for item in finished:
+                meter.finish(item)
             tick()
 
         def items(source: Source) -> Iterator[Item]:
             known = None if journal is None else journal.known
             window = Window(source, ahead=bounds[0], ahead_bytes=bounds[1], known=known)
             for item in run_items(window, runner, journal=journal, done=done):
+                if not item.ran:
+                    meter.finish(item)
                 yield item
                 meter.resumed = journal.used if journal else 0
                 tick()
