@@ -23,8 +23,8 @@ class Component(NamedTuple):
 
     name: str
     parameters: int
-    file_bytes: dict[str, int]
-    cache_bytes: dict[str, int]  # of one text
+    file_bytes: dict[Precision, int]
+    cache_bytes: dict[Precision, int]  # of one text
 
 
 def plan(checkpoint: Checkpoint, context: int) -> list[Component]:
@@ -37,15 +37,15 @@ def plan(checkpoint: Checkpoint, context: int) -> list[Component]:
         Component(
             name,
             sizes["fp32"][number].parameters,
-            {precision: entry[name] for precision, entry in files.items()},
-            {precision: entry[name] for precision, entry in caches.items()},
+            {precision: files[precision][name] for precision in PRECISIONS},
+            {precision: caches[precision][name] for precision in PRECISIONS},
         )
         for number, name in enumerate(GRAPHS)
     ]
-    tables = {precision: rows[len(GRAPHS) :] for precision, rows in sizes.items()}
+    tables = {precision: sizes[precision][len(GRAPHS) :] for precision in PRECISIONS}
     nothing = dict.fromkeys(PRECISIONS, 0)
     parameters = sum(row.parameters for row in tables["fp32"])
-    bytes_of = {precision: sum(row.bytes for row in rows) for precision, rows in tables.items()}
+    bytes_of = {precision: sum(row.bytes for row in tables[precision]) for precision in PRECISIONS}
     return [*found, Component(TABLES, parameters, bytes_of, nothing)]
 
 
@@ -83,10 +83,10 @@ def tables_of(components: list[Component], context: int) -> list[list[tuple[str,
     """Two tables as text: files by component and precision, and memory while one text of `context` bytes is decoded."""
     from bltcli import render
 
-    def row(name: str, values: dict[str, int]) -> tuple[str, ...]:
+    def row(name: str, values: dict[Precision, int]) -> tuple[str, ...]:
         return (name, *(render.size(values[precision]) for precision in PRECISIONS))
 
-    def total(values: list[dict[str, int]]) -> dict[str, int]:
+    def total(values: list[dict[Precision, int]]) -> dict[Precision, int]:
         return {precision: sum(entry[precision] for entry in values) for precision in PRECISIONS}
 
     files, caches = [c.file_bytes for c in components], [c.cache_bytes for c in components]
