@@ -8,7 +8,7 @@ TEST_VENV ?= .venv-test
 TORCH ?= torch==2.13.0
 RUN := $(TEST_VENV)/bin/python -m
 
-.PHONY: generate install test test-slow lint check docs golden bench results clean
+.PHONY: generate install test test-slow lint check docs golden bench bench-gpu results clean
 
 install: $(VENV)/.installed
 
@@ -56,6 +56,10 @@ bench: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/bltcli bench benchmarks/prompts.jsonl --ignore-eos --run 'ar exact=no,yes' --run 'blt-s k=1,2,4,8,16' \
 		--run auto --repeats 7 --format json -o benchmarks/results/builtin.json
 	$(TEST_VENV)/bin/python benchmarks/exactness.py
+
+# installs nothing: uses what PYTHON finds, see docs/gpu.md; goes on where it was stopped
+bench-gpu:
+	$(PYTHON) benchmarks/gpu.py $(BENCH_GPU)
 
 # docs/results.md, from what `make bench` measured
 results:

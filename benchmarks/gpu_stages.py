@@ -1,0 +1,338 @@
+"""The stages of benchmarks/gpu.py: each is given a model and an engine and yields rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from bltcli.bench.floor import Bandwidth
+from bltcli.bench.machine import cores, environment
+from bltcli.bench.measure import Task, Turn, open_contenders, take_turns
+from bltcli.bench.noise import spread
+from bltcli.bench.prompts import read_prompts
+from bltcli.bench.settings import DEFAULT, DEFAULT_BLOCKS, parse_settings
+from bltcli.bundle import Bundle, open_bundle
+from bltcli.commands.verify import PROMPTS
+from bltcli.decoding import MethodOptions
+from bltcli.decoding.driver import generate_texts
+from bltcli.decoding.stop import Stop
+from bltcli.differences import NEAR_TIE, Run, explain
+from bltcli.engine_choice import OPENERS
+from bltcli.errors import BltError, ModelError
+from bltcli.graphs import GRAPHS
+from bltcli.models import resolve_bundle
+from bltcli.pipeline import Pipeline, open_model
+from bltcli.sampling import FloatArray, Sampler
+from bltcli.verify import Verification
+from bltcli.vocab import encode
+from bltcli_engines.tensorrt_build import find_library
+
+Row = dict[str, Any]
+
+GPU_ENGINES = ("tensorrt", "ort-cuda", "torch-cuda")  # best first
+CPU_ENGINES = ("ort-cpu", "torch")  # where there is no GPU
+PADDINGS = (1, 2, 4, 8, 16, 32)
+RUNS = 50  # of a graph, timed one by one
+HASH_VOCAB = 50_002  # of the large model: host tables take no part in what is measured
+TEXT = b"The same bytes, whatever the company: one piece, byte by byte, or beside other texts. 0123456789" * 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage on one model and engine."""
+
+    stage: str
+    model: str
+    precision: str
+    engine: str
+    prompts: int
+    new_bytes: int
+    repeats: int
+    bytes_per_s: float | None = None  # of memory, where the stage "bandwidth" has run
+
+    def share(self, bytes_per_s: float) -> float | None:
+        """Of the measured bandwidth; above 1 where weights stay in a cache."""
+        return None if self.bytes_per_s is None else bytes_per_s / self.bytes_per_s
+
+    def bundle(self, precision: str | None = None) -> Bundle:
+        path = self.model if self.model == "builtin" else str(Path(self.model))
+        wanted = (precision or self.precision or None) if self.model == "builtin" else None
+        return open_bundle(resolve_bundle(path, wanted, print))
+
+    def open(self, engine: str | None = None) -> Pipeline:
+        return open_model(self.bundle(), engine=engine or self.engine)
+
+
+def environment_stage(_: Stage) -> Iterator[Row]:
+    """Machine, versions, GPU, and for each engine whether its libraries are here."""
+    from bltcli.commands.doctor import gpu_checks
+
+    yield {**environment(), "checks": [{k: row[k] for k in ("name", "ok", "detail")} for row in gpu_checks()]}
+
+
+def bandwidth(_: Stage) -> Iterator[Row]:
+    """Bytes per second that copying reaches: of the GPU's memory, or of the machine's where there is no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        rates = [Bandwidth(cores()).probe() for _ in range(3)]
+        yield {"memory": "host", "bytes_per_s": max(median(r[kernel] for r in rates) for kernel in rates[0])}
+        return
+    source = torch.ones(2**28, device="cuda")  # 1 GiB
+    to, seconds = torch.empty_like(source), []
+    for _run in range(20):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        to.copy_(source)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    yield {"memory": torch.cuda.get_device_name(), "bytes_per_s": 2 * source.nbytes / median(seconds)}
+
+
+def validity(stage: Stage) -> Iterator[Row]:
+    """Whether TensorRT-RTX would run what it builds on this GPU, by its own judgement of one engine."""
+    from bltcli.building import make_profile
+    from bltcli_engines.tensorrt_build import Log, build_engine
+
+    library, bundle = find_library(), stage.bundle()
+    if not library.ahead_of_time:
+        raise ModelError(f"{library.name} {library.version} builds for the GPU that is there, and says nothing ahead")
+    profile = make_profile(bundle.config)
+    engine = build_engine(library, bundle.graph_paths["encoder"], bundle.specs["encoder"], profile)
+    found, diagnostics = library.module.Runtime(Log(library.module).logger).get_engine_validity(engine)
+    flags = library.module.EngineInvalidityDiagnostics.__members__.items()
+    reasons = [name for name, flag in flags if int(diagnostics) & int(flag)]
+    yield {"library": library.name, "version": library.version, "validity": found.name, "diagnostics": reasons}
+
+
+def build(stage: Stage) -> Iterator[Row]:
+    """Engines of all four graphs: seconds and bytes."""
+    from bltcli.building import build_bundle, make_profile, memory_needed
+
+    bundle, library = stage.bundle(), find_library()
+    profile = make_profile(bundle.config, max_batch=8)
+    weights, caches = memory_needed(bundle, profile)
+    yield {"library": library.name, "version": library.version, "weight_bytes": weights, "cache_bytes": caches}
+    for built in build_bundle(bundle, profile):
+        yield {"graph": built.graph, "reasons": built.reasons, "bytes": built.bytes, "build_s": built.seconds}
+
+
+def engines(stage: Stage) -> Iterator[Row]:
+    """Which engines open this bundle: those of the GPU, or, where there is none, those of the CPU."""
+    refused, opened = {}, []
+    for name in OPENERS:
+        before = free_bytes()
+        try:
+            model = stage.open(name)
+            model.extend([encode(TEXT[:50])])
+        except (BltError, ImportError) as error:
+            refused[name] = " ".join(str(error).split())
+            continue
+        opened.append(name)
+        used = None if before is None else before - (free_bytes() or 0)
+        captures = {g: getattr(c.engine, "_captures", None) for g, c in model.engines.items()}
+        yield {"opens": name, "gpu_bytes_used": used, "onnxruntime_captures": captures if name == "ort-cuda" else None}
+        del model
+    on_gpu = [name for name in GPU_ENGINES if name in opened]
+    yield {"opened": on_gpu or [name for name in CPU_ENGINES if name in opened], "refused": refused}
+
+
+def free_bytes() -> int | None:
+    """GPU memory that is free; None without a GPU."""
+    from bltcli_engines.gpu import describe_gpu
+
+    try:
+        return describe_gpu().free_bytes
+    except ModelError:
+        return None
+
+
+def graphs(stage: Stage) -> Iterator[Row]:
+    """What each graph computes over a text, against float32 PyTorch on the CPU: largest difference, relative to the
+    largest value (or 1)."""
+    exact = stage.bundle("fp32")
+    ids, found = encode(TEXT), {}
+    for name, model in (("ours", stage.open()), ("torch", open_model(exact, engine="torch"))):
+        entropy, logits = [], []
+        for start in range(0, len(ids), 16):
+            piece = ids[start : start + 16]
+            logits.append(model.extend([piece])[0, : len(piece)].copy())
+            entropy.append(model.engines["patcher"].outputs["entropy"][0, : len(piece)].copy())
+        n, m = int(model.lengths[0]), int(model.patches[0])
+        found[name] = {
+            "patcher": np.concatenate(entropy),
+            "encoder": model.engines["encoder"].buffers["past_states"].numpy()[0, 0, :n],
+            "global": model.engines["global"].buffers["past_latents"].numpy()[0, 0, :m],
+            "decoder": np.concatenate(logits),
+        }
+    for graph in GRAPHS:
+        ours, theirs = (found[name][graph].astype(np.float64) for name in ("ours", "torch"))
+        if ours.shape != theirs.shape:
+            yield {"graph": graph, "patches": [len(ours), len(theirs)]}
+            continue
+        scale = max(1.0, float(np.abs(theirs).max()))
+        yield {"graph": graph, "relative_difference": float(np.abs(ours - theirs).max()) / scale}
+
+
+def rows(stage: Stage) -> Iterator[Row]:
+    """How far logits of the same bytes are apart when calls hold other numbers of them, by what calls are padded to:
+    0 is what exactness needs."""
+    ids = encode(TEXT)
+    for multiple in PADDINGS:
+        found: list[FloatArray] = []
+        for size in (1, multiple // 2, multiple) if multiple > 1 else (1, 2, 7):
+            model = stage.open()
+            model.row_multiple = multiple
+            pieces = [ids[at : at + size] for at in range(0, len(ids), size)]
+            found.append(np.concatenate([model.extend([piece])[0, : len(piece)].copy() for piece in pieces]))
+        yield {"padded_to": multiple, "largest_difference": float(max(np.abs(f - found[0]).max() for f in found))}
+
+
+def ar(stage: Stage) -> Iterator[Row]:
+    """Plain greedy decoding against the CPU in float32: the first differing decision of each text, and its margin."""
+    exact, prompts = stage.bundle("fp32"), PROMPTS[: stage.prompts]
+    ours, cpu = (continued(open_model(b, engine=e), prompts, stage.new_bytes)
+                 for b, e in ((stage.bundle(), stage.engine), (exact, "ort-cpu")))  # fmt: skip
+    limit, different = NEAR_TIE[stage.bundle().precision], 0
+    for record, (prompt, a, b) in enumerate(zip(prompts, cpu, ours, strict=True)):
+        if a.text != b.text:
+            different += 1
+            found = explain(exact, "ort-cpu", prompt, record, a, b, Sampler(), "ar", promised=False)
+            yield {**dataclasses.asdict(found), "bug": found.margin > limit}
+    yield {"texts": len(prompts), "different": different, "near_tie_margin": limit}
+
+
+def continued(model: Pipeline, prompts: tuple[bytes, ...], new_bytes: int) -> list[Run]:
+    found = []
+    for prompt in prompts:
+        method, stop = MethodOptions(method="ar").make(model), Stop(max_bytes=new_bytes)
+        texts, _ = generate_texts(model, method, [prompt], sampler=Sampler(), stop=stop)
+        found.append(Run(texts[0], model.patch_starts(0), int(model.lengths[0])))
+    return found
+
+
+def verify(stage: Stage) -> Iterator[Row]:
+    """`bltcli verify`: speculation against plain decoding on the same engine, PyTorch on the same weights."""
+    proof = Verification(stage.bundle(), stage.engine, PROMPTS[: stage.prompts], new_bytes=stage.new_bytes)
+    for check in proof.checks():
+        yield dataclasses.asdict(check)
+
+
+def times(stage: Stage) -> Iterator[Row]:
+    """Each graph alone, waited for: milliseconds per run in the shapes that decoding uses."""
+    model = stage.open()
+    seen: dict[tuple[str, int], dict[str, Any]] = {}
+    for name, counted in model.engines.items():
+        inner = counted.engine.run
+
+        def watch(feeds: Any, inner: Any = inner, name: str = name) -> Any:
+            seen[name, feeds["position_ids"].shape[1]] = {key: np.array(value) for key, value in feeds.items()}
+            return inner(feeds)
+
+        counted.engine.run = watch  # type: ignore[method-assign]  # to see what it is given
+    for method in ("ar", "blt-s k=8"):
+        options = parse_settings([method])[0].options
+        stop = Stop(max_bytes=stage.new_bytes)
+        generate_texts(model, options.make(model), [TEXT[:100]], sampler=Sampler(ignore_eos=True), stop=stop)
+    for (name, count), feeds in sorted(seen.items()):
+        counted, seconds = model.engines[name], []  # type: ignore[index]  # a graph's name
+        for _ in range(RUNS):
+            began = time.perf_counter()
+            counted.engine.run(feeds)
+            wait(counted.engine)
+            seconds.append(time.perf_counter() - began)
+        least = spread(seconds[5:])
+        read = counted.weight_bytes + counted.kv_bytes
+        yield {
+            "graph": name,
+            "rows": count,
+            "seconds": least.to_dict(),
+            "bytes_read": read,
+            "share_of_bandwidth": stage.share(read / least.median),
+        }
+
+
+def wait(engine: Any) -> None:
+    """Until the device has done what was queued."""
+    device = getattr(engine, "device", None)
+    if device is not None:
+        device.synchronise()
+    elif engine.__class__.__module__.endswith("torch_engine"):
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+
+def methods(stage: Stage) -> Iterator[Row]:
+    """Every method in turns: bytes per second, speed-up over the fastest plain `ar` of this run, repeat by repeat."""
+    bundle = stage.bundle()
+    file = Path(__file__).parent / "prompts.jsonl"
+    prompts = read_prompts(file.read_bytes(), str(file))
+    task = Task(prompts, Sampler(ignore_eos=True), Stop(max_bytes=stage.new_bytes))
+    chosen, usable = parse_settings([*DEFAULT, *DEFAULT_BLOCKS]), []
+    before = free_bytes()
+    for setting in chosen:
+        try:
+            usable += open_contenders([setting], lambda _: bundle, task, engine=stage.engine, threads=0)
+        except BltError as error:
+            yield {"setting": setting.name, "absent": str(error)}
+    turns = take_turns(usable, stage.repeats)
+    used = None if before is None else before - (free_bytes() or 0)
+    plain = min((t for c, t in zip(usable, turns, strict=True) if c.setting.plain), key=seconds_of)
+    reference = next(t for c, t in zip(usable, turns, strict=True) if c.setting.name == "ar")[0].texts
+    for contender, own in zip(usable, turns, strict=True):
+        stats = own[0].stats
+        assert stats is not None
+        read = stats.decode.weight_bytes + stats.decode.kv_bytes
+        yield {
+            "setting": contender.name,
+            "new_bytes": own[0].new_bytes,
+            "bytes_per_s": own[0].new_bytes / seconds_of(own),
+            "speedup": spread([a.seconds / b.seconds for a, b in zip(plain, own, strict=True)]).to_dict(),
+            "equal_texts": sum(a == b for a, b in zip(own[0].texts, reference, strict=True)),
+            "texts": len(reference),
+            "promised": contender.promised,
+            "acceptance_rate": stats.acceptance_rate,
+            "nfe": stats.decode.passes(),
+            "share_of_bandwidth": stage.share(
+                read / median(t.stats.wall_s - t.stats.prefill_s for t in own if t.stats)
+            ),
+            "gpu_bytes_used_by_all": used,
+        }
+
+
+def seconds_of(turns: list[Turn]) -> float:
+    return median(turn.seconds for turn in turns)
+
+
+def write(stage: Stage) -> Iterator[Row]:
+    """A checkpoint with the shapes of the released 1B model and random weights, and its fp16 bundle."""
+    import shutil
+    import sys
+
+    sys.path.append(str(Path(__file__).parents[1]))
+    from bltcli.checkpoint import open_checkpoint
+    from bltcli_export.exporter import export_checkpoint
+    from tests.full_size import RELEASED, write_random
+
+    folder, began = Path(stage.model).with_name(Path(stage.model).name + ".checkpoint"), time.perf_counter()
+    data = {**RELEASED["1b"][0], "encoder_hash_byte_group_vocab": HASH_VOCAB}
+    shutil.rmtree(folder, ignore_errors=True)
+    checkpoint = open_checkpoint(write_random(folder, data))
+    export_checkpoint(checkpoint, Path(stage.model), precision="fp16", check=False)
+    shutil.rmtree(folder)
+    bundle = open_bundle(Path(stage.model))
+    yield {"write_s": time.perf_counter() - began, "parameters": bundle.parameters, "weight_bytes": bundle.weight_bytes}
+
+
+STAGES: dict[str, Callable[[Stage], Iterator[Row]]] = {
+    "environment": environment_stage, "bandwidth": bandwidth, "validity": validity, "build": build, "engines": engines,
+    "graphs": graphs, "rows": rows, "ar": ar, "verify": verify, "times": times, "methods": methods, "write": write,
+}  # fmt: skip
