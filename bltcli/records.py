@@ -159,8 +159,10 @@ class JournalFile:
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UsageError(f"{self.path} is being written by another run") from None
+        except OSError as error:
+            raise UsageError(f"cannot lock {self.path}: {error.strerror}; name a file elsewhere") from error
 
     def _check_header(self, line: bytes) -> None:
         found, wanted = self._parsed(line, 1), json.loads(self._head)

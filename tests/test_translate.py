@@ -60,6 +60,26 @@ def test_each_line_is_what_the_model_says_of_it_alone() -> None:
     assert out == expected
 
 
+def test_a_line_does_not_depend_on_those_around_it_when_sampled_either() -> None:
+    lines = [b"%d %s" % (n % 20, source) for n, source in enumerate(SOURCES * 8)]
+    whole = translated(lines, "--batch-size", "16")
+    assert translated(lines[::-1], "--batch-size", "3") == whole[::-1]
+    parts = [line for part in (lines[:7], lines[7:8], lines[8:]) for line in translated(part)]
+    assert parts == whole
+    assert translated(lines, "--seed", "1") != whole
+
+
+def translated(lines: list[bytes], *args: str) -> list[bytes]:
+    return here(*TINY, "-n", "8", *args, write("part", b"\n".join(lines))).stdout.split(b"\n")
+
+
+def test_lines_that_are_the_same_run_once_and_come_out_the_same() -> None:
+    args = (*TINY, "-n", "8", "--metrics-file", "same.prom")
+    out = here(*args, write("same", b"one line\n  one line\n" * 40)).stdout.split(b"\n")
+    assert out == [out[0], b"  " + out[0]] * 40 + [b""]
+    assert "\nbltcli_texts_total 1\n" in (home() / "same.prom").read_text()
+
+
 def test_ends_of_lines_stay_as_they_are() -> None:
     for end in (b"", b"\n", b"\r\n"):
         out = here(*TINY, "-n", "4", write("ends", b"a\r\nb\n\r\n\n \r\nc" + end)).stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -142,6 +143,16 @@ def test_progress_in_a_log_is_plain_and_only_on_request() -> None:
     assert all(line.startswith("bltcli: ") and "records" in line for line in lines)
     assert "s left" in lines[0]
     assert "s left" not in lines[-1]
+
+
+def test_metrics_that_cannot_be_written_end_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("bltcli.atomic.atomic_file", full)
+    done = here(*TINY, "-n", "4", "--metrics-file", "full.prom", write("two", b"one\n\ntwo"))
+    assert (done.returncode, done.stdout.count(b"\n")) == (4, 2)
+    assert one_line(done) == "bltcli: cannot write full.prom: No space left on device; the metrics end here\n"
 
 
 def records(name: str, count: int) -> str:

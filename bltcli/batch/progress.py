@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Final
 
 from bltcli import render, settings, streams
@@ -23,17 +23,25 @@ def reported(
     written once more when the block ends, however it ends; then a summary goes to stderr, unless it ended by an error.
 
     The line shows by default where stderr is a terminal and the text itself is not seen there, the summary where stderr
-    is a terminal or records failed; `progress` True asks for both in a log too, as plain lines.
+    is a terminal or records failed; `progress` True asks for both in a log too, as plain lines. Metrics that cannot be
+    written any more are said to end, and end no run.
     """
 
     def write_metrics() -> None:
-        if metrics_file is not None:
+        nonlocal metrics_file
+        if metrics_file is None:
+            return
+        try:
             streams.write_whole(metrics_file, meter.prometheus(render.peak_rss_bytes()).encode())
+        except OSError as error:
+            streams.complain(f"cannot write {metrics_file}: {error.strerror}; the metrics end here")
+            metrics_file = None
 
     def summary() -> None:
         if progress or streams.is_terminal(sys.stderr) or meter.failed or settings.verbosity() > 0:
             render.notice(meter.line(final=True))
 
+    meter.began = perf_counter()
     seen = text_on_stdout and streams.is_terminal(sys.stdout)
     with _told(summary), _line(False if progress is None and seen else progress) as show:
         timers = [_Timer(LINE_SECONDS, lambda: show(meter.line())), _Timer(FILE_SECONDS, write_metrics)]
