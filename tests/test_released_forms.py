@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bltcli.bundle import open_bundle
-from bltcli.checkpoint import hf, open_checkpoint
+from bltcli.checkpoint import Checkpoint, hf, open_checkpoint
 from bltcli.checkpoint.names import expected_shapes
+from bltcli.checkpoint.safetensors_map import map_safetensors
 from bltcli.pipeline import open_model
 from bltcli.vocab import encode
-from bltcli_export.exporter import export_checkpoint
+from bltcli_export.exporter import export_checkpoint, write_tables
 from tests.full_size import RELEASED, published, write_random
 
 
@@ -44,6 +46,11 @@ def test_tensor_names_and_shapes_are_those_of_hugging_face(form: str) -> None:
     assert ours == theirs
 
 
+def tables_of(checkpoint: Checkpoint, path: Path, precision: Any) -> dict[str, Any]:
+    write_tables(checkpoint, path, precision)
+    return map_safetensors(path)
+
+
 def test_random_checkpoints_have_the_released_form_in_any_size(tmp_path: Path) -> None:
     """What `tests.full_size` writes opens as a published checkpoint does, and becomes a bundle that runs."""
     data = published(2, 64, 4, 128, 2, 128, 4, 256, 2) | {"encoder_hash_byte_group_vocab": 50}
@@ -57,6 +64,13 @@ def test_random_checkpoints_have_the_released_form_in_any_size(tmp_path: Path) -
     assert checkpoint.weights[table].dtype == "float32"
     deviation = checkpoint.weights["global_model.layers.1.mlp.up_proj.weight"].numpy().astype(np.float32).std()
     assert deviation == pytest.approx(128**-0.5, rel=0.05)
+    byte = checkpoint.weights["encoder.embed_tokens.weight"].numpy().astype(np.float32)
+    hashed = checkpoint.weights[table].numpy()
+    for precision, dtype in (("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16")):
+        written = tables_of(checkpoint, tmp_path / precision, precision)
+        assert (written["byte"].dtype.name, written["hashed"].dtype.name) == ("bfloat16", dtype)
+        assert np.array_equal(written["byte"].astype(np.float32), byte)
+        assert np.array_equal(written["hashed"], hashed.astype(written["hashed"].dtype))
     bundle = open_bundle(export_checkpoint(checkpoint, tmp_path / "bundle", precision="int8"))
     model = open_model(bundle)
     model.extend([encode(bytes(range(40)))])

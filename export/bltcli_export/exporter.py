@@ -171,12 +171,12 @@ def table_dtype(weight: Weight, precision: Precision) -> np.dtype[Any]:
 
 def write_tables(checkpoint: Checkpoint, path: Path, precision: Precision) -> None:
     """The host tables, streamed."""
-    entries: dict[str, Stream] = {}
-    for name, source in HOST_TABLES.items():
-        weight = checkpoint.weights[source]
-        dtype = table_dtype(weight, precision)
-        entries[name] = (dtype, weight.shape, (chunk.astype(dtype) for chunk in weight.chunks()))
-    write_safetensors(path, entries)
+    weights = {name: checkpoint.weights[source] for name, source in HOST_TABLES.items()}
+    write_safetensors(path, {name: _converted(w, table_dtype(w, precision)) for name, w in weights.items()})
+
+
+def _converted(weight: Weight, dtype: np.dtype[Any]) -> Stream:
+    return dtype, weight.shape, (chunk.astype(dtype) for chunk in weight.chunks())
 
 
 def write_manifest(

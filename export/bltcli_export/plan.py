@@ -31,22 +31,30 @@ def plan(checkpoint: Checkpoint, context: int) -> list[Component]:
     """The components of a bundle of `checkpoint` at every precision, and what their caches hold at most for one text of
     `context` bytes, in patches of BYTES_PER_PATCH."""
     sizes = {precision: dry_run(checkpoint, precision) for precision in PRECISIONS}
-    files = {precision: file_bytes(checkpoint, precision) for precision in PRECISIONS}
-    caches = {precision: cache_bytes(checkpoint.config, precision, context) for precision in PRECISIONS}
+    files: dict[Precision, dict[str, int]] = {precision: file_bytes(checkpoint, precision) for precision in PRECISIONS}
+    caches: dict[Precision, dict[str, int]] = {
+        precision: cache_bytes(checkpoint.config, precision, context) for precision in PRECISIONS
+    }
     found = [
         Component(
             name,
             sizes["fp32"][number].parameters,
-            {precision: files[precision][name] for precision in PRECISIONS},
-            {precision: caches[precision][name] for precision in PRECISIONS},
+            _of(name, files),
+            _of(name, caches),
         )
         for number, name in enumerate(GRAPHS)
     ]
     tables = {precision: sizes[precision][len(GRAPHS) :] for precision in PRECISIONS}
     nothing = dict.fromkeys(PRECISIONS, 0)
     parameters = sum(row.parameters for row in tables["fp32"])
-    bytes_of = {precision: sum(row.bytes for row in tables[precision]) for precision in PRECISIONS}
+    bytes_of: dict[Precision, int] = {
+        precision: sum(row.bytes for row in tables[precision]) for precision in PRECISIONS
+    }
     return [*found, Component(TABLES, parameters, bytes_of, nothing)]
+
+
+def _of(name: str, sizes: dict[Precision, dict[str, int]]) -> dict[Precision, int]:
+    return {precision: entry[name] for precision, entry in sizes.items()}
 
 
 def file_bytes(checkpoint: Checkpoint, precision: Precision) -> dict[str, int]:
