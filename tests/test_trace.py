@@ -18,8 +18,7 @@ from bltcli.errors import UsageError
 from bltcli.trace import Event, TracingModel, begin, read_trace, to_line
 from bltcli.visual import Picture, show
 from bltcli.vocab import EOS, MASK, OFFSET, encode
-from tests.cli_support import here, one_line
-from tests.test_cli_ends import _until_closed, generate, terminal  # noqa: F401  # a fixture
+from tests.cli_support import generate, here, one_line, until_closed
 from tests.test_methods import ABC, ALWAYS_D, EVERY, names
 from tests.toy import ToyModel
 
@@ -102,12 +101,12 @@ def test_generate_records_and_replay_writes_what_was_run(tmp_path: Path) -> None
         assert reason in one_line(refused)
 
 
-def test_the_picture_is_drawn_on_the_terminal_and_stdout_has_the_bytes(terminal: tuple[int, int]) -> None:  # noqa: F811
+def test_the_picture_is_drawn_on_the_terminal_and_stdout_has_the_bytes(terminal: tuple[int, int]) -> None:
     ours, theirs = terminal
     plain = generate("-n", "30").stdout
     done = generate("-n", "30", "--visual", stderr=theirs)
     os.close(theirs)
-    shown = io.TextIOWrapper(io.BytesIO(_until_closed(ours)), errors="replace").read()
+    shown = io.TextIOWrapper(io.BytesIO(until_closed(ours)), errors="replace").read()
     assert done.stdout == plain
     assert "verifying" in shown
     assert "\x1b[" in shown
