@@ -63,7 +63,7 @@ class Bundle:
         """The embedding tables, memory-mapped."""
         from bltcli.checkpoint.safetensors_map import map_safetensors
 
-        tensors = map_safetensors(self.path / TABLES)
+        tensors = map_safetensors(self.path / TABLES, scattered=True)
         h, config = self.config.hidden_size, self.config.encoder
         for name, rows in (("byte", 260), ("hashed", max(1, config.hash_rows))):
             if name not in tensors or tensors[name].shape != (rows, h):

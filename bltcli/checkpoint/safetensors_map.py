@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -67,9 +68,10 @@ def read_header(path: Path) -> bytes:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def map_safetensors(path: Path) -> dict[str, NDArray[Any]]:
-    """Every tensor of `path` as a read-only memory-mapped array. Raises ModelError for a truncated file, a broken
-    header, an unknown dtype, and offsets that overlap, leave holes or run out of the file."""
+def map_safetensors(path: Path, *, scattered: bool = False) -> dict[str, NDArray[Any]]:
+    """Every tensor of `path` as a read-only memory-mapped array. `scattered`: single rows will be read, here and there,
+    so that the system had better not read ahead. Raises ModelError for a truncated file, a broken header, an unknown
+    dtype, and offsets that overlap, leave holes or run out of the file."""
     raw = read_header(path)
     try:
         header = json.loads(raw)
@@ -80,7 +82,11 @@ def map_safetensors(path: Path) -> dict[str, NDArray[Any]]:
     _check_offsets(path, entries, path.stat().st_size - data_start)
     if not entries:
         return {}
-    buffer: NDArray[Any] = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if scattered and hasattr(mmap, "MADV_RANDOM"):  # else each row brings 128 kB of its neighbours into memory
+        mapped.madvise(mmap.MADV_RANDOM)
+    buffer: NDArray[Any] = np.frombuffer(mapped, dtype=np.uint8)
     return {
         name: buffer[data_start + e.start : data_start + e.end].view(NUMPY_DTYPES[e.dtype]).reshape(e.shape)
         for name, e in entries.items()
