@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -280,3 +282,33 @@ def test_a_limit_set_for_the_process_is_known() -> None:
     most, less = map(int, done.stdout.split())
     assert 2**30 < most < 2**32
     assert 2**28 <= less < 2**28 + 2**24
+
+
+def documented(begins: str) -> str:
+    """The first block of Python in docs/batch.md that begins so."""
+    text = (Path(__file__).parent.parent / "docs" / "batch.md").read_text(encoding="utf-8")
+    return next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if block.startswith(begins))
+
+
+def test_the_documented_function_for_spark_gives_columns_of_text(tiny_bundle: TinyBundle) -> None:
+    model = str(tiny_bundle("lookup").path)
+    scope: dict[str, Any] = {"Predictor": Predictor, "Stop": Stop, "numpy": np}
+    exec(documented("def make_predict").replace("/models/mine", model), scope)
+    found = scope["make_predict"]()(np.array(["one", None], dtype=object))
+    assert list(found) == ["output", "end", "error"]  # as Spark wants them: arrays of one dimension, nothing else
+    assert all(column.shape == (2,) and all(isinstance(text, str) for text in column) for column in found.values())
+    assert found["error"].tolist() == ["", "None is neither text nor bytes"]
+
+
+def test_the_documented_line_for_dask_gives_its_columns(tiny_bundle: TinyBundle) -> None:
+    pandas = pytest.importorskip("pandas")
+
+    class Frame:
+        def map_partitions(self, function: Any, meta: dict[str, Any]) -> None:
+            part = pandas.DataFrame({"id": [5, 6], "prompt": ["one", "two"]}, index=[7, 9])
+            found = function(part)
+            assert (list(found), found["id"].tolist()) == (list(meta), [5, 6])
+            assert all(isinstance(output, bytes) for output in found["output"])
+
+    code = documented("predictor = Predictor(").replace("/models/mine", str(tiny_bundle("lookup").path))
+    exec(code, {"Predictor": Predictor, "Stop": Stop, "pandas": pandas, "frame": Frame()})
