@@ -108,7 +108,13 @@ def validity(stage: Stage) -> Iterator[Row]:
     found, diagnostics = library.module.Runtime(Log(library.module).logger).get_engine_validity(engine)
     flags = library.module.EngineInvalidityDiagnostics.__members__.items()
     reasons = [name for name, flag in flags if int(diagnostics) & int(flag)]
-    yield {"library": library.name, "version": library.version, "validity": found.name, "diagnostics": reasons}
+    yield {
+        "library": library.name,
+        "version": library.version,
+        "validity": found.name,
+        "diagnostics": reasons,
+        "code": int(diagnostics),
+    }
 
 
 def build(stage: Stage) -> Iterator[Row]:

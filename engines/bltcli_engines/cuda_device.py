@@ -76,11 +76,13 @@ class CudaDevice:
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         collecting = gc.isenabled()
         gc.disable()  # memory freed by a finaliser would spoil the capture
-        checked(self._cuda.cudaStreamBeginCapture(self._stream, mode))
         try:
-            work()
+            checked(self._cuda.cudaStreamBeginCapture(self._stream, mode))
+            try:
+                work()
+            finally:
+                ended = self._cuda.cudaStreamEndCapture(self._stream)
         finally:
-            ended = self._cuda.cudaStreamEndCapture(self._stream)
             if collecting:
                 gc.enable()
         graph = checked(ended)
