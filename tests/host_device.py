@@ -144,7 +144,11 @@ class HostTensorrt:
                     self.contexts.append(HostContext(device, spec, session, profile))
                     return self.contexts[-1]
 
-                config = SimpleNamespace(set_execution_context_allocation_strategy=lambda _: None)
+                config = SimpleNamespace(
+                    set_execution_context_allocation_strategy=lambda _: None,
+                    create_runtime_cache=lambda: None,
+                    set_runtime_cache=lambda _: None,
+                )
                 return SimpleNamespace(create_runtime_config=lambda: config, create_execution_context=context)
 
         names = {name: getattr(real, name) for name in dir(real) if not name.startswith("__")}

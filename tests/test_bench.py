@@ -143,6 +143,7 @@ def test_a_broken_promise_is_noticed(bundle: Bundle) -> None:
     turns[1][0] = replace(turns[1][0], texts=[turns[1][0].texts[0][:5] + b"\0", turns[1][0].texts[1]])
     rows = make_rows(contenders, turns, {"ort-cpu": 1e9})
     assert broken_promises(rows) == ["blt-s k=4"]
+    assert make_rows(contenders, turns, {})[0]["floor_share"] is None  # of memory that nobody measured, as a GPU's
     assert rows[1]["agreement"]["differs_at"] == 5
     assert "BROKEN PROMISE: differ from byte 5" in equality(rows[1])
 

@@ -62,7 +62,7 @@ def make_rows(
     bandwidths: Mapping[str, float],
     paper: tuple[str, str] = ("3B", "FR-EN"),
 ) -> list[Row]:
-    """One row per contender. `bandwidths`: bytes per second by engine; `paper`: size and task of the paper's tables.
+    """One row per contender. `bandwidths`: bytes per second by engine, where known; `paper`: size and task of the paper's tables.
     Every precision among `contenders` has its plain, exact `ar` (see `with_reference`)."""
     ours = {i: c for i, c in enumerate(contenders) if isinstance(c, Ours)}
     rows = []
@@ -78,7 +78,8 @@ def make_rows(
         if i in ours:
             base = turns[fastest][0]
             row |= _setting(ours[i]) | _work(ours[i], turns[i], base, row["speedup"]["median"])
-            row["floor_share"] = _floor_share(turns[i], bandwidths[ours[i].model.engine_name])
+            known = bandwidths.get(ours[i].model.engine_name)
+            row["floor_share"] = None if known is None else _floor_share(turns[i], known)
             row["paper"] = beside_paper(ours[i].options, ours[i].model.block_size, *paper)
             ratio = row["predicted_speedup"]["gb"]
             row["gb_saving"] = 1 - 1 / ratio if ratio else None  # share of ar's paper_gb per byte that is not read

@@ -16,6 +16,8 @@ from bltcli.bundle import Bundle
 
 Report = dict[str, Any]
 
+IN_HOST_MEMORY = ("ort-cpu", "torch")  # engines whose bandwidth is that of the machine's memory
+
 
 def run_bench(
     settings: Sequence[Setting],
@@ -37,7 +39,8 @@ def run_bench(
     """
     ours = open_contenders(with_reference(settings), bundle_of, task, engine=engine, threads=threads)
     contenders: list[Contender] = [*ours, *others]
-    counts = {c.model.engine_name: engine_threads(c.bundle, c.model.engine_name, threads) for c in ours}
+    on_host = [c for c in ours if c.model.engine_name in IN_HOST_MEMORY]
+    counts = {c.model.engine_name: engine_threads(c.bundle, c.model.engine_name, threads) for c in on_host}
     probes = {count: Bandwidth(count, probe_bytes) for count in set(counts.values())}
     seen: dict[int, list[dict[str, float]]] = {count: [] for count in probes}
 

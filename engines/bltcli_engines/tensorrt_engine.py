@@ -35,7 +35,8 @@ class TensorrtEngine(DeviceEngine):
     ) -> None:
         """`engine`: deserialised; `rebuild`: the command that builds another, for error messages."""
         super().__init__(device, spec, weight_bytes)
-        self._trt, self.engine, self.profile, self._rebuild = library.module, engine, profile, rebuild
+        self.engine, self.profile, self._rebuild = engine, profile, rebuild
+        self._config = _context_config(library.module, engine)
 
     def prepare(self, call: Call) -> Prepared:
         shapes = {name: array.shape for name, array in call.inputs.host.items()}
@@ -63,17 +64,8 @@ class TensorrtEngine(DeviceEngine):
         return Prepared(enqueue, capturable)
 
     def _context(self) -> Any:
-        """A context that takes memory for its own profile only; TensorRT-RTX compiles its kernels before the first run,
-        not behind it: results must not change under way."""
-        strategy = self._trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-        specialise = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
-        if specialise is None:
-            context = self.engine.create_execution_context(strategy)
-        else:
-            config = self.engine.create_runtime_config()
-            config.set_execution_context_allocation_strategy(strategy)
-            config.dynamic_shapes_kernel_specialization_strategy = specialise.EAGER
-            context = self.engine.create_execution_context(config)
+        """A context that takes memory for its own profile only."""
+        context = self.engine.create_execution_context(self._config)
         if context is None:
             raise ModelError(f"TensorRT made no context for {self.spec.name}: out of GPU memory?")
         return context
@@ -96,6 +88,20 @@ class TensorrtEngine(DeviceEngine):
         raise ModelError(
             f"{self.spec.name}: {'; '.join(too_large)}; run {self._rebuild} with more, or another --engine"
         )
+
+
+def _context_config(trt: Any, engine: Any) -> Any:
+    """How contexts of an engine are made. TensorRT-RTX compiles kernels for the shapes of a context when it is made, not
+    behind running ones: results must not change under way. What is compiled serves all contexts of the process."""
+    strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+    specialise = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
+    if specialise is None:
+        return strategy
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    config.dynamic_shapes_kernel_specialization_strategy = specialise.EAGER
+    config.set_runtime_cache(config.create_runtime_cache())
+    return config
 
 
 class TensorrtRuntime:
