@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from time import perf_counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,6 +160,21 @@ def test_what_is_asked_twice_runs_once() -> None:
     assert [(i.number, part) for i, part in window.place(Result(7, b"y", "eos"))] == [(0, 0), (1, 0), (2, 0)]
     assert [done.found[0].output for done in window.ready()] == [b"y"] * 3
     assert next(window, None) is None
+
+
+def test_a_line_of_many_pieces_takes_time_in_proportion() -> None:
+    def seconds(pieces: int) -> float:
+        sizes = [40 - at * 40 // pieces for at in range(pieces)]  # the first pieces end first
+        window, done = Window(Given([item(0, *sizes)]), ahead=8), []
+        began = perf_counter()
+        for request in window:
+            assert not done
+            window.place(Result(request.record))
+            done += window.ready()
+        assert len(done) == 1
+        return perf_counter() - began
+
+    assert seconds(40_000) < 40 * min(seconds(4_000) for _ in range(3))  # 10 times the pieces
 
 
 def test_what_is_known_is_not_asked_again() -> None:

@@ -55,7 +55,8 @@ class Meter:
         """`1204 records, 5321 bytes/s, 49% of drafts kept, 1 truncated, 2 failed, 12 s left`; the last by what this run
         did itself, not by what it found in the journal."""
         wall_s = self.wall_s
-        parts = [f"{self.finished} records", f"{self.new_bytes / max(wall_s, 1e-9):.0f} bytes/s"]
+        new_bytes = self.new_bytes if self.stats is None else self.stats.new_bytes  # texts under way included
+        parts = [f"{self.finished} records", f"{new_bytes / max(wall_s, 1e-9):.0f} bytes/s"]
         if self.stats is not None and self.stats.acceptance_rate is not None:
             parts.append(f"{self.stats.acceptance_rate:.0%} of drafts kept")
         parts += [f"{self.records[status]} {status}" for status in STATUSES[1:] if self.records[status]]

@@ -40,13 +40,20 @@ class Item:
     size: int  # bytes of input
     ran: bool = field(init=False, default=False)  # asked the model for something, now and not in an earlier run
     results: list[Result | None] = field(init=False)
+    missing: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.results = [None] * len(self.requests)
+        self.missing = len(self.requests)
+        self.results = [None] * self.missing
 
     @property
     def done(self) -> bool:
-        return None not in self.results
+        return not self.missing
+
+    def put(self, part: int, result: Result) -> None:
+        assert self.results[part] is None
+        self.results[part] = result
+        self.missing -= 1
 
     @property
     def found(self) -> list[Result]:
@@ -117,7 +124,7 @@ class Window(Iterator[Request]):
         """Put a result where it belongs; which parts of which items that are."""
         places = self._running.pop(result.record)
         for item, part in places:
-            item.results[part] = result
+            item.put(part, result)
         return places
 
     def ready(self) -> Iterator[Item]:
@@ -145,8 +152,9 @@ class Window(Iterator[Request]):
             self._held_bytes += item.size
             for part in range(len(item.requests)):
                 result = self._known(item, part)
-                item.results[part] = result
-                if result is None:
+                if result is not None:
+                    item.put(part, result)
+                else:
                     item.ran = True
                     self._block.append((item, part))
         sign = -1 if self._rising else 1

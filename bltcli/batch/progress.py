@@ -43,8 +43,8 @@ def reported(
 
     meter.began = perf_counter()
     seen = text_on_stdout and streams.is_terminal(sys.stdout)
-    with _told(summary), _line(False if progress is None and seen else progress) as show:
-        timers = [_Timer(LINE_SECONDS, lambda: show(meter.line())), _Timer(FILE_SECONDS, write_metrics)]
+    with _told(summary), _line(meter, False if progress is None and seen else progress) as show:
+        timers = [_Timer(LINE_SECONDS, show), _Timer(FILE_SECONDS, write_metrics)]
 
         def tick() -> None:
             for timer in timers:
@@ -81,17 +81,19 @@ class _Timer:
 
 
 @contextmanager
-def _line(wanted: bool | None) -> Iterator[Callable[[str], None]]:
-    """A line that is drawn over itself on a terminal, or told again in a log."""
+def _line(meter: Meter, wanted: bool | None) -> Iterator[Callable[[], None]]:
+    """A line that draws itself over itself on a terminal; yields what to call for it to be told again in a log."""
     if wanted is False or settings.verbosity() < 0 or not (wanted or streams.is_terminal(sys.stderr)):
-        yield lambda _: None
+        yield lambda: None
     elif streams.is_terminal(sys.stderr):
         from rich.console import Console
         from rich.live import Live
         from rich.text import Text
 
-        console = Console(stderr=True)
-        with Live(console=console, transient=True, auto_refresh=False, redirect_stdout=False) as live:
-            yield lambda line: live.update(Text(line), refresh=True)
+        with Live(
+            get_renderable=lambda: Text(meter.line()), console=Console(stderr=True), transient=True,
+            refresh_per_second=1 / LINE_SECONDS, redirect_stdout=False,
+        ):  # fmt: skip
+            yield lambda: None
     else:
-        yield streams.complain
+        yield lambda: streams.complain(meter.line())
