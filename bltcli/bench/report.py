@@ -62,8 +62,8 @@ def make_rows(
     bandwidths: Mapping[str, float],
     paper: tuple[str, str] = ("3B", "FR-EN"),
 ) -> list[Row]:
-    """One row per contender. `bandwidths`: bytes per second by engine, where known; `paper`: size and task of the paper's tables.
-    Every precision among `contenders` has its plain, exact `ar` (see `with_reference`)."""
+    """One row per contender. `bandwidths`: bytes per second by engine, where known; `paper`: size and task of the
+    paper's tables. Every precision among `contenders` has its plain, exact `ar` (see `with_reference`)."""
     ours = {i: c for i, c in enumerate(contenders) if isinstance(c, Ours)}
     rows = []
     for i, contender in enumerate(contenders):

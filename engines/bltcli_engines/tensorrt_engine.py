@@ -91,8 +91,8 @@ class TensorrtEngine(DeviceEngine):
 
 
 def _context_config(trt: Any, engine: Any) -> Any:
-    """How contexts of an engine are made. TensorRT-RTX compiles kernels for the shapes of a context when it is made, not
-    behind running ones: results must not change under way. What is compiled serves all contexts of the process."""
+    """How contexts of an engine are made. TensorRT-RTX compiles kernels for a context's shapes before it runs, not
+    behind its back: results must not change under way. What is compiled serves all contexts of the engine."""
     strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
     specialise = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
     if specialise is None:
