@@ -4,6 +4,7 @@
     python benchmarks/full_size.py export CHECKPOINT BUNDLE --precision int8
     python benchmarks/full_size.py decode BUNDLE [--contexts 100 1000 4000] [--bytes 100] [--threads 2]
     python benchmarks/full_size.py generate BUNDLE [--context 100] [--new-bytes 32]
+    python benchmarks/full_size.py bench BUNDLE [--context 100] [--new-bytes 32]
 
 Rows are added to benchmarks/results/full_size.jsonl. Peaks of memory are those of the process of `bltcli`, looked at
 every 20 ms: anonymous memory, and file-backed pages (mapped weights and tables, which the system takes back when it
@@ -80,6 +81,19 @@ def generate(bundle: Path, context: int, new_bytes: int) -> dict[str, Any]:
         facts = json.loads(stats.read_text())
     kept = ("precision", "prompt_bytes", "new_bytes", "prefill_s", "wall_s", "bytes_per_patch", "nfe")
     return {"step": "generate", **{key: facts[key] for key in kept}, **found}
+
+
+def bench(bundle: Path, context: int, new_bytes: int) -> dict[str, Any]:
+    """`ar` as `bltcli bench` sees it: share of the bandwidth floor, share of the time outside the engines."""
+    with tempfile.TemporaryDirectory() as folder:
+        prompt, out = Path(folder) / "prompt", Path(folder) / "report.json"
+        prompt.write_bytes(random_bytes(context))
+        options = ["--run", "ar", "--temperature", "1", "--ignore-eos", "-n", str(new_bytes), "--repeats", "5"]
+        watch(["bench", str(prompt), "--model", str(bundle), *options, "--format", "json", "-o", str(out)])
+        report = json.loads(out.read_text())
+    row = report["rows"][0]
+    kept = ("setting", "precision", "bytes_per_s", "floor_share", "python_share", "bytes_per_patch", "prefill_s")
+    return {"step": "bench", "context": context, **{key: row[key] for key in kept}, "bandwidth": report["bandwidth"]}
 
 
 def decode(folder: Path, contexts: Sequence[int], count: int, threads: int) -> list[dict[str, Any]]:
@@ -168,17 +182,18 @@ def main() -> None:
     step.add_argument("--contexts", type=int, nargs="+", default=[100, 1000, 4000])
     step.add_argument("--bytes", type=int, default=100)
     step.add_argument("--threads", type=int, default=0)
-    step = steps.add_parser("generate")
-    step.add_argument("bundle", type=Path)
-    step.add_argument("--context", type=int, default=100)
-    step.add_argument("--new-bytes", type=int, default=32)
+    for name in ("generate", "bench"):
+        step = steps.add_parser(name)
+        step.add_argument("bundle", type=Path)
+        step.add_argument("--context", type=int, default=100)
+        step.add_argument("--new-bytes", type=int, default=32)
     o = parser.parse_args()
     if o.step == "export":
         rows = [export(o.checkpoint, o.bundle, o.precision)]
     elif o.step == "decode":
         rows = decode(o.bundle, o.contexts, o.bytes, o.threads)
     else:
-        rows = [generate(o.bundle, o.context, o.new_bytes)]
+        rows = [{"generate": generate, "bench": bench}[o.step](o.bundle, o.context, o.new_bytes)]
     for row in rows:
         print(row, flush=True)
     out = RESULTS / "full_size.jsonl"

@@ -235,6 +235,8 @@ def test_safetensors_are_read_and_written_as_the_library_does(tmp_path: Path) ->
         assert torch.equal(back[name], tensor)
     with pytest.raises(ValueError, match="read-only"):
         arrays["a"][0, 0] = 1
+    scattered = map_safetensors(tmp_path / "theirs.safetensors", scattered=True)
+    assert all(np.array_equal(scattered[name], array) for name, array in arrays.items())
 
 
 def test_a_weight_of_parts_is_one_array() -> None:
