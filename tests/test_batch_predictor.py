@@ -126,6 +126,15 @@ def test_a_failure_without_a_text_is_no_texts_fault(toys: list[int]) -> None:
         list(p.results(broken(), DecodeStats()))
 
 
+def test_a_model_that_does_not_open_is_no_texts_fault(toys: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("the engine does not start")
+
+    monkeypatch.setattr(predictor, "open_model", broken)
+    with pytest.raises(RuntimeError, match="does not start"):
+        list(Predictor(rows=2).results(REQUESTS, DecodeStats()))
+
+
 def test_prompts_that_do_not_fit_fail_alone(toys: list[int]) -> None:
     what = [*REQUESTS[:3], Request(1, b"x" * 5000, Stop(max_bytes=5)), *REQUESTS[3:6]]
     found = ran(Predictor(rows=2, sampler=SAMPLER), what)

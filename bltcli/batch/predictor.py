@@ -93,8 +93,8 @@ class Predictor:
         try:
             yield from self._served(feed, stats, longest)
         except Exception as error:  # engines raise errors of every kind
-            if isinstance(error, BltError) or error is feed.broken:
-                raise
+            if isinstance(error, BltError) or error is feed.broken or not feed.running:
+                raise  # no text's fault
             return _Failure(_line(error), out_of_memory(error))
         return None
 
@@ -131,6 +131,7 @@ class Predictor:
             for request in suspects:
                 for result in alone.results([request], stats):
                     yield feed.finished(result)
+            alone.close()
 
     def open(self, longest: int) -> Pipeline:
         """The model, opened for as many texts of `longest` bytes, continuation included, as memory seems to hold."""
