@@ -47,7 +47,7 @@ RECORDS = [
     {"prompt": "no name"},
     {"custom_id": "o1", "method": "POST", "url": "/v1/completions",
      "body": {"model": "mine", "prompt": "abc", "max_tokens": 12, "stop": None, "temperature": 1, "n": 1, "seed": 0}},
-    {"custom_id": "o2", "body": {"prompt": "abc", "stop": "e"}},
+    {"custom_id": "o2", "body": {"prompt": ["abc"], "stop": "e"}},
 ]  # fmt: skip
 
 

@@ -188,6 +188,20 @@ def test_a_record_that_is_none_fails_alone(tiny_bundle: TinyBundle) -> None:
     assert p({"prompt": []}) == {"output": [], "end": [], "error": []}
 
 
+@pytest.mark.parametrize("method", ["ar", "blt-s", "blt-d", "blt-dv", "blt-h", "auto"])
+def test_the_size_of_the_batch_changes_no_byte_of_any_method(tiny_bundle: TinyBundle, method: str) -> None:
+    prompts = [request.prompt for request in REQUESTS[:5]]
+
+    def outputs(rows: int, asked: list[bytes]) -> list[bytes]:
+        p = Predictor(
+            model=str(tiny_bundle("lookup", block_size=16).path), rows=rows, sampler=SAMPLER, stop=Stop(max_bytes=12),
+            method=MethodOptions(method=method),
+        )  # fmt: skip
+        return p({"prompt": asked})["output"]
+
+    assert outputs(1, prompts) == outputs(3, prompts[::-1])[::-1] == outputs(5, prompts)
+
+
 def test_a_predictor_travels_without_its_model(tiny_bundle: TinyBundle) -> None:
     p = Predictor(model=str(tiny_bundle("lookup").path), stop=Stop(max_bytes=6), notice=print)
     found = p({"prompt": ["abc"]})

@@ -176,6 +176,8 @@ def _prompt(record: dict[str, Any]) -> bytes:
     if len(given) != 1:
         raise UsageError("there is no prompt" if not given else "there are two prompts")
     value = record[given[0]]
+    if isinstance(value, list) and len(value) == 1:  # as OpenAI allows it
+        value = value[0]
     if not isinstance(value, str):
         raise UsageError(f"{given[0]} is no text")
     if given[0] == "prompt":
