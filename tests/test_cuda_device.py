@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from bltcli.batch.predictor import out_of_memory
 from bltcli.errors import ModelError
 from bltcli.verify import self_test
 from bltcli_engines import gpu
@@ -25,7 +26,6 @@ def test_every_call_is_one_that_the_bindings_know(monkeypatch: pytest.MonkeyPatc
     calls: dict[str, Callable[[], object]] = {
         "open": CudaDevice,
         "describe": gpu.describe_gpu,
-        "free_bytes": device.free_bytes,
         "allocate": lambda: device.free(device.allocate(1)),
         "free": lambda: device.free(0),
         "allocate_host": lambda: device.free_host(device.allocate_host(1)),
@@ -49,6 +49,18 @@ def test_every_call_is_one_that_the_bindings_know(monkeypatch: pytest.MonkeyPatc
         except ModelError as error:
             refused[name] = str(error)
     assert all(reason.startswith("the GPU cannot be used: cudaError") for reason in refused.values()), refused
+
+
+def test_a_lack_of_memory_is_one_that_a_batch_outlives_by_halving() -> None:
+    from cuda.bindings.runtime import cudaError_t
+
+    with pytest.raises(ModelError, match="out of memory on the GPU; use fewer texts") as error:
+        gpu.checked((cudaError_t.cudaErrorMemoryAllocation, None))
+    assert out_of_memory(error.value)
+    with pytest.raises(ModelError, match="cudaErrorNoDevice") as error:
+        gpu.checked((cudaError_t.cudaErrorNoDevice,))
+    assert not out_of_memory(error.value)
+    assert gpu.checked((cudaError_t.cudaSuccess, 1, 2)) == (1, 2)
 
 
 @pytest.mark.gpu

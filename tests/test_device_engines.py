@@ -158,13 +158,13 @@ def test_device_buffers_do_what_buffers_in_host_memory_do() -> None:
     for dtype in ("float32", "float16"):
         shape = (2, 3, 0, 4)
         plain, ours = OrtBuffer(shape, dtype), DeviceBuffer(device, shape, dtype)
-        sources = OrtBuffer((1, 3, 9, 4), dtype), DeviceBuffer(device, (1, 3, 9, 4), dtype)
-        sources[0].array[:] = rng.standard_normal((1, 3, 9, 4))
+        sources = OrtBuffer((2, 3, 9, 4), dtype), DeviceBuffer(device, (2, 3, 9, 4), dtype)
+        sources[0].array[:] = rng.standard_normal((2, 3, 9, 4))
         device.synchronise()
         device.memory[sources[1].address][:] = sources[0].array.reshape(-1).view(np.uint8)
         for buffer, source in zip((plain, ours), sources, strict=True):
             buffer.resize(13)
-            buffer.adopt(1, source, 0, 9)
+            buffer.adopt(1, source, 1, 9)
             buffer.shift(1, 2)
             buffer.resize(6)
             buffer.shift(1, 4)

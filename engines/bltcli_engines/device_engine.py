@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
@@ -70,7 +70,7 @@ class Call:
         self.results.free()
 
 
-class DeviceEngine:
+class DeviceEngine(ABC):
     """One graph. `run` queues a copy in, the graph and a copy out, and waits only if there is a result to hand over."""
 
     def __init__(self, device: Device, spec: GraphSpec, weight_bytes: int) -> None:

@@ -64,6 +64,8 @@ def describe_gpu() -> Gpu:
 def checked(result: tuple[Any, ...]) -> Any:
     """The value of a call of the CUDA runtime, or a tuple of them. ModelError with CUDA's own words."""
     code, *values = result
+    if code.name == "cudaErrorMemoryAllocation":
+        raise ModelError("out of memory on the GPU; use fewer texts at a time, or build for shorter ones")
     if int(code):
         raise ModelError(f"the GPU cannot be used: {code.name}; see bltcli doctor")
     return tuple(values) if len(values) > 1 else (values[0] if values else None)

@@ -67,7 +67,7 @@ class TensorrtEngine(DeviceEngine):
         """A context that takes memory for its own profile only."""
         context = self.engine.create_execution_context(self._config)
         if context is None:
-            raise ModelError(f"TensorRT made no context for {self.spec.name}: out of GPU memory?")
+            raise ModelError(f"TensorRT made no context for {self.spec.name}; out of memory on the GPU?")
         return context
 
     def _profile_number(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
