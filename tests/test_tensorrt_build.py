@@ -212,7 +212,12 @@ print(sum(bool(b.reasons) for b in build_bundle(open_bundle(Path({str(bundle.pat
     assert sorted(counts) == [0, 4]
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tensorrt_half.py").write_text("raise ImportError('libnvinfer.so.11: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(tensorrt_build, "LIBRARIES", {"tensorrt_half": "tensorrt"})
+    with pytest.raises(ModelError, match=r"\(tensorrt_half: libnvinfer\.so\.11: cannot open shared object file\)"):
+        find_library()
     monkeypatch.setattr(tensorrt_build, "LIBRARIES", {"tensorrt_none": "tensorrt"})
     with pytest.raises(
         ModelError, match=r"no TensorRT is installed; add one with pip install 'bltcli\[tensorrt-rtx\]'"

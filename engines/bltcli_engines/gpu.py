@@ -56,7 +56,7 @@ def describe_gpu() -> Gpu:
     version = int(checked(runtime.cudaDriverGetVersion()))
     free, total = checked(runtime.cudaMemGetInfo())
     return Gpu(
-        properties.name.decode(), f"{properties.major}.{properties.minor}", f"{version // 1000}.{version % 1000 // 10}",
+        properties.name.split(b"\0")[0].decode(), f"{properties.major}.{properties.minor}", f"{version // 1000}.{version % 1000 // 10}",
         int(total), int(free),
     )  # fmt: skip
 
