@@ -56,9 +56,12 @@ def describe_gpu() -> Gpu:
     version = int(checked(runtime.cudaDriverGetVersion()))
     free, total = checked(runtime.cudaMemGetInfo())
     return Gpu(
-        properties.name.split(b"\0")[0].decode(), f"{properties.major}.{properties.minor}", f"{version // 1000}.{version % 1000 // 10}",
-        int(total), int(free),
-    )  # fmt: skip
+        name=properties.name.split(b"\0")[0].decode(),
+        capability=f"{properties.major}.{properties.minor}",
+        driver=f"{version // 1000}.{version % 1000 // 10}",
+        total_bytes=int(total),
+        free_bytes=int(free),
+    )
 
 
 def checked(result: tuple[Any, ...]) -> Any:
