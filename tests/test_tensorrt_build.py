@@ -88,6 +88,17 @@ def test_building_for_a_gpu_without_the_memory_is_refused_before_it_begins(
         next(build_bundle(bundle, SMALL))
 
 
+def test_weights_are_read_where_they_lie(tiny_bundle: TinyBundle, tmp_path: Path) -> None:
+    """A released model's are more than the two gigabytes that a message can hold."""
+    bundle = tiny_bundle("lookup", block_size=16)
+    path = bundle.graph_paths["global"]
+    data = path.with_name(path.name + ".data")
+    assert len(tensorrt_build._static(path, FEW)) < data.stat().st_size / 2
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ModelError, match="does not take this graph"):
+        build_engine(find_library(), tmp_path / path.name, bundle.specs["global"], FEW)
+
+
 def test_a_graph_tensorrt_does_not_know_is_refused_in_its_words(tiny_bundle: TinyBundle, tmp_path: Path) -> None:
     """past_key inputs of Attention are not supported there."""
     h = onnx.helper

@@ -113,7 +113,7 @@ def build_engine(
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log.logger)
-    if not parser.parse(_static(path, profile)):
+    if not parser.parse(_static(path, profile), str(path)):
         errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
         raise ModelError(f"{path}: {library.name} does not take this graph: {errors}")
     _allow_decomposition(trt, network)
@@ -147,10 +147,11 @@ def _timing_cache(config: Any, file: Path) -> Any:
 
 
 def _static(path: Path, profile: Profile) -> bytes:
-    """The ONNX file with its cache axes made static, as TensorRT wants them; external weights are taken in."""
+    """The ONNX file with its cache axes made static, as TensorRT wants them; its weights, which may be more than a
+    message can hold, stay where they are."""
     import onnx
 
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     fixed: Mapping[str, int] = {"slots": profile.slots, "patch_slots": profile.patch_slots}
     for value in [*model.graph.input, *model.graph.output]:
         for axis in value.type.tensor_type.shape.dim:
