@@ -21,5 +21,6 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """The same, each with machine, versions and command."""
-    around = {**environment(), "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])}
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]  # files by name: folders are one's own
+    around = {**environment(), "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])}
     write_lines(path, ({**row, **around} for row in rows))

@@ -38,7 +38,8 @@ def test_a_checkpoint_becomes_a_bundle_that_generates(tmp_path: Path) -> None:
 def test_a_dry_run_counts_and_writes_nothing() -> None:
     before = sorted(home().iterdir())
     out = bltcli("export", "checkpoint", "--dry-run").stdout.decode()
-    assert re.search(r"^total +[\d,]+ +[\d.]+ kB$", out, re.MULTILINE)
+    assert re.search(r"^total +[\d,]+( +[\d.]+ [kM]B){5}$", out, re.MULTILINE)
+    assert re.search(r"^together( +[\d.]+ [kM]B){5}$", out, re.MULTILINE)
     assert sorted(home().iterdir()) == before
 
 

@@ -58,7 +58,9 @@ def command(
     if dry_run:
         from bltcli_export.plan import plan, tables_of
 
-        found = tables_of(plan(open_source(checkpoint, weights=False), context), context)
+        shapes = open_source(checkpoint, weights=False)
+        context = min(context, shapes.config.max_bytes)
+        found = tables_of(plan(shapes, context), context)
         streams.write_stdout("\n".join(map(render.table, found)).encode())
         return
     from bltcli_export import exporter

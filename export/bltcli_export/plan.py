@@ -104,11 +104,13 @@ def tables_of(components: list[Component], context: int) -> list[list[tuple[str,
         (line[0], f"{count:,}", *line[1:])
         for count, line in zip(counts, map(row, named, [*files, total(files)]), strict=True)
     ]
+    held = total(files[:-1])
+    held["fp16"] = held["fp32"]  # ONNX Runtime's CPU widens them when it loads
     patches = context // BYTES_PER_PATCH
     in_memory = [
         *(row(f"caches, {c.name}", c.cache_bytes) for c in components if any(c.cache_bytes.values())),
-        row("weights", total(files[:-1])),
-        row("together", total([*files[:-1], *caches])),
+        row("weights", held),
+        row("together", total([held, *caches])),
         row("tables, mapped from the file", files[-1]),
     ]
     return [
