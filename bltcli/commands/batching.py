@@ -58,8 +58,8 @@ run_options = options(
     click.option("--metrics-file", metavar="FILE", default=None,
                  help="Write counters for Prometheus' textfile collector, every few seconds."),
     click.option("--progress/--no-progress", default=None,
-                 help="Show progress and a summary on stderr.  [default: if stderr is a terminal and stdout is not; the "
-                      "summary also if records failed]"),
+                 help="Show progress and a summary on stderr.  [default: if stderr is a terminal and stdout is not; "
+                      "the summary also if records failed]"),
 )  # fmt: skip
 
 
