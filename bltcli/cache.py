@@ -15,7 +15,7 @@ from bltcli.graphs import MASKED
 from bltcli.vocab import IdArray
 from bltcli_engines.protocol import Buffer
 
-STEP = 128  # capacities grow in these steps: engines compute over the whole buffer, so spare room costs time
+STEP = 128  # what estimates and fixed numbers of slots are rounded to; buffers that grow follow their runtime
 SPARE = 3  # times what is needed that a capacity may be before it shrinks
 SLIDE = 512  # contents move by multiples of this, which leaves every value bitwise unchanged
 
@@ -23,18 +23,27 @@ SLIDE = 512  # contents move by multiples of this, which leaves every value bitw
 class KVCache:
     """All buffers that share the byte axis, or the patch axis."""
 
-    def __init__(self, buffers: Sequence[Buffer], rows: int) -> None:
-        self.buffers = list(buffers)
+    def __init__(self, buffers: Sequence[Buffer], rows: int, step: int) -> None:
+        """Capacities are multiples of `step`."""
+        self.buffers, self.step = list(buffers), step
         self.lengths = np.zeros(rows, dtype=np.int64)
         self.bases = np.zeros(rows, dtype=np.int64)
+        self._sights: dict[tuple[int | None, int], NDArray[np.float32]] = {}  # by window and capacity
 
     @property
     def capacity(self) -> int:
         return self.buffers[0].capacity
 
-    def reserve(self, ends: IdArray) -> None:
-        """Make room for positions below ends [b]; give back what is far more than that, as after a long text."""
-        needed = -(-int((ends - self.bases).max()) // STEP) * STEP
+    @property
+    def used(self) -> int:
+        """Slots that the longest row fills."""
+        longest: int = max((self.lengths - self.bases).tolist())
+        return longest
+
+    def reserve(self, more: int) -> None:
+        """Make room for `more` positions beyond each row's; give back what is far more than that, as after a long
+        text."""
+        needed = -(-(self.used + more) // self.step) * self.step
         if not needed <= self.capacity <= SPARE * needed:
             for buffer in self.buffers:
                 buffer.resize(needed)
@@ -60,7 +69,7 @@ class KVCache:
     def adopt(self, row: int, other: KVCache, source: int) -> None:
         """Let `row` stand where row `source` of another cache stands."""
         self.lengths[row], self.bases[row] = other.lengths[source], other.bases[source]
-        self.reserve(self.lengths)
+        self.reserve(0)
         for own, theirs in zip(self.buffers, other.buffers, strict=True):
             own.adopt(row, theirs, source, int(other.lengths[source] - other.bases[source]))
 
@@ -68,38 +77,36 @@ class KVCache:
         """Start `row` anew; what its slots hold is finite and masked until it is overwritten."""
         self.lengths[row] = self.bases[row] = 0
 
-    def place(self, starts: IdArray, counts: IdArray, rows: int, limit: int) -> dict[str, IdArray]:
-        """position_ids [b, rows] and write_indices [b] of `rows` rows from position starts[r], counts[r] of them real.
-        Positions of padding are clipped below `limit`, the length of the rotary table."""
-        positions = starts[:, None] + np.arange(rows)
-        real = np.arange(rows) < counts[:, None]
-        return {
-            "position_ids": np.where(real, positions, np.minimum(positions, limit - 1)),
-            "write_indices": starts - self.bases,
-        }
-
     def bias(
-        self, starts: IdArray, counts: IdArray, rows: int, window: int | None, *, causal: IdArray | None = None
+        self, own: IdArray, window: int | None, *, blocks: tuple[IdArray, IdArray] | None = None
     ) -> NDArray[np.float32]:
-        """attn_bias [b, 1, rows, C]: 0 where a row sees a slot, MASKED elsewhere. Window 3, one real row, one pad:
+        """attn_bias [b, 1, q, C] of rows in slots own [b, q], in order: 0 where a row sees a slot, else MASKED.
+        A row sees itself and what lies before it in its window; so does padding, as an empty row would be undefined.
+        Window 3:
 
             slot       0  1  2  3  4  5
             row at 3   .  0  0  0  .  .
-            pad at 4   .  .  .  .  0  .     a pad sees its own slot only: an empty row would be undefined
+            row at 4   .  .  0  0  0  .
 
-        Rows from number causal[r] on are a block: each also sees the block's later rows. Causal 1, three real rows:
+        `blocks`: rows from number blocks[0][r] to before blocks[1][r] are one, each also sees its later rows. 1 to 3:
 
             row at 3   .  0  0  0  .  .
             row at 4   .  .  0  0  0  0
             row at 5   .  .  .  0  0  0
         """
-        slots, numbers = np.arange(self.capacity), np.arange(rows)
-        first = starts - self.bases
-        own = first[:, None] + numbers  # slot of each row, [b, rows]
-        real = numbers < counts[:, None]
-        last = (
-            own if causal is None else np.where(real & (numbers >= causal[:, None]), (first + counts - 1)[:, None], own)
-        )
-        reach = np.where(real, self.capacity + 1 if window is None else window, 1)
-        seen = (slots <= last[:, :, None]) & (slots > (own - reach)[:, :, None])
-        return np.where(seen, np.float32(0), np.float32(MASKED))[:, None]
+        bias: NDArray[np.float32] = self._sight(window)[own]
+        if blocks is not None:
+            numbers, (first, end) = np.arange(own.shape[1]), (of_row[:, None] for of_row in blocks)
+            last = np.where((first <= numbers) & (numbers < end), own[:, :1] + end - 1, own)
+            slots = np.arange(self.capacity)
+            bias[(own[:, :, None] < slots) & (slots <= last[:, :, None])] = 0
+        return bias[:, None]
+
+    def _sight(self, window: int | None) -> NDArray[np.float32]:
+        """What a row in each slot sees, [C, C]; a view of one line, as each row is the last one moved by a slot."""
+        size = self.capacity
+        if (window, size) not in self._sights:
+            line = np.full(2 * size - 1, MASKED, dtype=np.float32)
+            line[max(0, size - (window or size)) : size] = 0
+            self._sights[window, size] = np.lib.stride_tricks.sliding_window_view(line, size)[::-1]
+        return self._sights[window, size]

@@ -21,7 +21,8 @@ class Tables:
 
     def gather(self, ids: IdArray, rows: IdArray) -> FloatArray:
         """Byte row plus hash rows, summed in table order in float32. ids [b, q], rows [b, q, tables] -> [b, q, h]."""
-        embeds = self.byte[ids].astype(np.float32)
+        embeds: FloatArray = self.byte[ids].astype(np.float32, copy=False)
+        hashed = self.hashed[rows].astype(np.float32, copy=False)  # [b, q, tables, h]
         for table in range(rows.shape[-1]):
-            embeds += self.hashed[rows[..., table]].astype(np.float32)
+            embeds += hashed[:, :, table]
         return embeds

@@ -26,25 +26,29 @@ PRIMES: Final = (
 )
 
 
-def hash_rows(ids: IdArray, positions: IdArray, config: EncoderConfig) -> IdArray:
+def hash_rows(ids: IdArray, positions: IdArray | None, config: EncoderConfig) -> IdArray:
     """Row numbers in the fused table, int64 [..., q, tables]; table order is function-major, then group size.
 
     hash_n(i) = (sum over j < n of id[i - n + 1 + j] * p^j, wrapped to a signed 64-bit integer) floor-mod hash_vocab,
     where ids before the document's first byte count as 0. `positions` [..., q] are positions in the document: they say
-    how many earlier ids belong to it. `ids` may carry earlier ids on the left: its last axis is q or longer.
+    how many earlier ids belong to it. `ids` may carry earlier ids on the left: its last axis is q or longer. Without
+    `positions` it carries as many as the longest n-gram reaches back to, zeros before the first byte.
     """
-    q = positions.shape[-1]
+    before = max(config.hash_group_sizes, default=1) - 1
+    q = ids.shape[-1] - before if positions is None else positions.shape[-1]
     if not config.hash_rows:
-        return np.empty((*positions.shape, 0), dtype=np.int64)
+        return np.empty((*ids.shape[:-1], q, 0), dtype=np.int64)
     powers, offsets = _tables(config.hash_group_sizes, config.hash_functions, config.hash_vocab)
-    longest = len(powers)
-    missing = longest - 1 - (ids.shape[-1] - q)
+    missing = before - (ids.shape[-1] - q)
     if missing > 0:
         ids = np.concatenate([np.zeros((*ids.shape[:-1], missing), np.int64), ids], axis=-1)
-    windows = np.lib.stride_tricks.sliding_window_view(ids, longest, axis=-1)[..., -q:, :]  # oldest first
-    known = positions[..., None] >= np.arange(longest - 1, -1, -1)
-    hashes: IdArray = np.where(known, windows, 0) @ powers  # integer products wrap
-    return hashes % config.hash_vocab + offsets
+    windows = ids[..., ids.shape[-1] - q - before + np.arange(q)[:, None] + np.arange(before + 1)]
+    if positions is not None:
+        windows = np.where(positions[..., None] >= np.arange(before, -1, -1), windows, 0)
+    hashes: IdArray = windows @ powers  # oldest id first; integer products wrap
+    hashes %= config.hash_vocab
+    hashes += offsets
+    return hashes
 
 
 @lru_cache

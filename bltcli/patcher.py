@@ -12,8 +12,8 @@ BoolArray = NDArray[np.bool_]
 
 def closes_patch(
     entropy_nats: NDArray[np.float32], *, position: int, open_bytes: int, config: PatcherConfig
-) -> BoolArray:
-    """Whether each byte is the last of its patch, bool [q].
+) -> list[bool]:
+    """Whether each byte is the last of its patch, [q].
 
     `entropy_nats` [q] is the entropy of the byte *after* each row, so the answer never looks at later bytes. `position`
     is the document position of the first row, `open_bytes` how many bytes the open patch held before it.
@@ -21,12 +21,12 @@ def closes_patch(
     Rule: BOS is a patch of its own; any other byte closes its patch when the next byte's entropy is above the threshold
     (strictly), or when the patch has reached the maximum length. Compared in float32, as the entropies are.
     """
-    closes = entropy_nats > np.float32(config.threshold_nats)
-    if position == 0 and closes.size:
+    closes: list[bool] = (entropy_nats > np.float32(config.threshold_nats)).tolist()
+    if position == 0 and closes:
         closes[0] = True
-    if config.max_patch_length is not None and closes.size:
-        index = np.arange(closes.size)
-        # first byte of the run that the last entropy boundary opened (-open_bytes: opened before this call)
-        run_start = np.maximum.accumulate(np.where(np.concatenate([[False], closes[:-1]]), index, -open_bytes))
-        closes |= (index - run_start + 1) % config.max_patch_length == 0
+    if config.max_patch_length is not None:
+        for index, closed in enumerate(closes):
+            open_bytes += 1
+            if closed or open_bytes == config.max_patch_length:
+                closes[index], open_bytes = True, 0
     return closes

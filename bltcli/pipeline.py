@@ -23,13 +23,14 @@ from bltcli.graphs import GraphName
 from bltcli.ngrams import hash_rows
 from bltcli.sampling import FloatArray
 from bltcli.stats import Work
-from bltcli.texts import PREFILL_ROWS, Patches, Texts
+from bltcli.texts import PREFILL_ROWS, Patches, Span, Texts
 from bltcli.vocab import MASK, OUTPUT_IDS, IdArray, encode
 from bltcli_engines.counting import CountingEngine
-from bltcli_engines.protocol import Engine, Runtime
+from bltcli_engines.protocol import Engine, Runs, RunsFewRows, Runtime
 from bltcli_engines.state import bind_state
 
 MAX_CONSTANT = 64  # bounds up to this are padded to the bound itself
+FEW = 4  # rows of a batch from which on the global model runs for those that closed a patch alone
 MIN_PATCH_BYTES = 16  # other patches: padded to powers of two from here on, see `_patch_bytes`
 
 
@@ -58,7 +59,10 @@ class Pipeline(Texts):
         }
         self._runtime = runtime
         self._nursery: Pipeline | None = None
-        super().__init__(config, rows, *bind_state(self.engines, runtime, rows))
+        super().__init__(config, rows, runtime.slot_step, *bind_state(self.engines, runtime, rows))
+        self._few: Runs | None = None  # the global model for at most half of the rows
+        if isinstance(runtime, RunsFewRows) and rows >= FEW:
+            self._few = runtime.few_rows(engines["global"], rows // 2)
 
     @property
     def block_size(self) -> int:
@@ -82,7 +86,7 @@ class Pipeline(Texts):
         return None if profile is None else profile.options()
 
     def extend(self, ids: Sequence[IdArray]) -> FloatArray:
-        return self._decode(self._absorb(ids, peek=False))
+        return self._decode(*self._absorb(ids, peek=False))
 
     def absorb(self, ids: Sequence[IdArray], *, peek: bool = False) -> None:
         self._absorb(ids, peek=peek)
@@ -91,27 +95,27 @@ class Pipeline(Texts):
         assert (self.decoded == self.lengths).all(), "drafting needs what `absorb` left to the decoder"
         longest = int(counts.max())
         drafts = np.zeros((self.rows, longest), dtype=np.int64)
-        if longest:
-            self.make_room(np.full_like(counts, longest + self._pad(1)))
+        self.make_room(longest + self._pad(1))
         lookup = self.config.decoder.input == "lookup"
-        place = self.place(self.lengths, counts, longest, self.config.decoder.window)
+        place = self.place(self.lengths[:, None] + np.arange(longest), self.config.decoder.window)
         latent = self.latest[:, None]  # for every drafted byte
         current = pending.copy()
         for step in range(longest):
-            live = counts > step
+            live = np.flatnonzero(counts > step)
             if not lookup:  # encoder states of drafted bytes are exact, and kept
-                self.store(
-                    self.lengths + step, [current[r : r + 1] if live[r] else current[:0] for r in range(self.rows)]
-                )
+                held = [current[:0]] * self.rows
+                for row in live.tolist():
+                    held[row] = current[row : row + 1]
+                self.store(self.lengths + step, held)
                 self._encode(self.lengths + np.minimum(step + 1, counts))
             # drafted rows are run again by the verifying pass, so a single row needs no padding here
-            row = {
+            here = {
                 "position_ids": place["position_ids"][:, step : step + 1],
                 "write_indices": place["write_indices"] + step,
                 "attn_bias": place["attn_bias"][:, :, step : step + 1],
             }
-            logits = self._run_decoder(current[:, None], (self.lengths + step)[:, None], latent, row)
-            chosen = choose(logits[live, 0], np.flatnonzero(live), self.lengths[live] + step + 1)
+            logits = self._run_decoder(current[:, None], (self.lengths + step)[:, None], latent, here)
+            chosen = choose(logits[live, 0], live, self.lengths[live] + step + 1)
             drafts[live, step] = current[live] = chosen
         return [drafts[row, : counts[row]] for row in range(self.rows)]
 
@@ -123,8 +127,8 @@ class Pipeline(Texts):
         revealed = np.zeros((self.rows, longest, OUTPUT_IDS), dtype=np.float32)
         masked = np.arange(longest) < counts[:, None]
         starts = self.lengths + np.array([len(ids) for ids in pending], dtype=np.int64)
-        if longest:
-            self.make_room(starts - self.lengths + longest + self._pad(1))
+        most = max(map(len, pending))  # a row with no block begins behind its own
+        self.make_room(most + self._pad(int((starts - self.decoded).max()) + longest))
         first_pass = True
         while masked.any():
             # the first pass also runs what the decoder has not seen yet, whose keys the later ones find cached
@@ -143,59 +147,60 @@ class Pipeline(Texts):
     def _pad(self, rows: int) -> int:
         return -(-rows // self.row_multiple) * self.row_multiple
 
-    def _absorb(self, ids: Sequence[IdArray], *, peek: bool) -> IdArray:
-        """Run ids through patcher, encoder and global model; how many there were, [b]."""
+    def _absorb(self, ids: Sequence[IdArray], *, peek: bool) -> tuple[IdArray, Span]:
+        """Run ids through patcher, encoder and global model; how many there were, [b], and the rows that they took."""
         counts = np.array([len(row) for row in ids], dtype=np.int64)
-        assert counts.max() >= 1
-        assert (counts <= self.room).all(), "the context's end is the driver's business"
-        rows = self._pad(int(counts.max()))
-        self.make_room(counts + rows)
+        assert counts.any()
+        assert (self.room - counts).min() >= 0, "the context's end is the driver's business"
+        most = max(counts.tolist())  # states that a draft left may lie as far ahead
+        self.make_room(most + self._pad(max((self.lengths - self.decoded + counts).tolist())))
         self.store(self.lengths, ids)
-        place = self.place(self.lengths, counts, rows, self.config.patcher.window)
-        entropy = self.engines["patcher"].run({"ids": self.ids(self.lengths, rows), **place})["entropy"]
-        self._encode(self.lengths + counts)
+        span = self.span(self.lengths, self._pad(most), self.config.patcher.window)
+        entropy = self.engines["patcher"].run({"ids": span.own_ids, **span.place})["entropy"]
+        self._encode(self.lengths + counts, span)
         patches = self.close_patches(counts, entropy, peek=peek)
         if any(patches):
             self._run_global(patches)
         self.byte_cache.append(counts)
-        return counts
+        return counts, span
 
-    def _encode(self, ends: IdArray) -> None:
+    def _encode(self, ends: IdArray, last: Span | None = None) -> None:
         """Bring byte states up to ends[r]; those a draft has computed already are kept."""
         starts = np.minimum(self.encoded, ends)
-        counts = ends - starts
-        if not counts.any():
+        longest = max((ends - starts).tolist())
+        if not longest:
             return
-        rows = self._pad(int(counts.max()))
-        self.byte_cache.reserve(starts + rows)
         config = self.config.encoder
-        place = self.place(starts, counts, rows, config.window)
-        ids = self.ids(starts, rows, context=True)
-        index = hash_rows(ids, starts[:, None] + np.arange(rows), config)
-        self.engines["encoder"].run({"embeds": self.tables.gather(ids[:, -rows:], index), **place})
+        span = self.span(starts, self._pad(longest), config.window, last)
+        embeds = self.tables.gather(span.own_ids, hash_rows(span.ids, None, config))
+        self.engines["encoder"].run({"embeds": embeds, **span.place})
         self.encoded[:] = ends
 
     def _run_global(self, patches: Patches) -> None:
         counts = np.array([len(row) for row in patches], dtype=np.int64)
         columns = self._pad(int(counts.max()))
         longest = self._patch_bytes(max(length for row in patches for _, length in row))
+        few, chosen = self._few, np.flatnonzero(counts)
+        if 2 * len(chosen) > self.rows or few is None:
+            few, chosen = None, np.arange(self.rows)
         # a padding patch has one byte, and is written beyond the real ones
-        first = np.repeat(self.byte_cache.bases[:, None], columns, axis=1)
-        length = np.ones((self.rows, columns), dtype=np.int64)
-        for row, found in enumerate(patches):
-            for column, (start, size) in enumerate(found):
-                first[row, column], length[row, column] = start, size
-        slots = (first - self.byte_cache.bases[:, None])[:, :, None]
+        first, length = np.zeros((len(chosen), columns), np.int64), np.ones((len(chosen), columns), np.int64)
+        for at, row in enumerate(chosen.tolist()):
+            for column, (start, size) in enumerate(patches[row]):
+                first[at, column], length[at, column] = start - self.byte_cache.bases[row], size
         cache, stack = self.patch_cache, self.config.global_model
-        starts = self.patches.copy()
-        cache.reserve(starts + columns)
+        cache.reserve(columns)
+        positions = self.patches[chosen, None] + np.arange(columns)
         self.engines["global"].run(
             {
-                "patch_index": slots + np.minimum(np.arange(longest), length[:, :, None] - 1),
+                "batch_rows": chosen,
+                "patch_index": first[:, :, None] + np.minimum(np.arange(longest), length[:, :, None] - 1),
                 "patch_len": length,
-                **cache.place(starts, counts, columns, stack.max_positions),
-                "attn_bias": cache.bias(starts, counts, columns, stack.window),
-            }
+                "position_ids": np.minimum(positions, stack.max_positions - 1),
+                "write_indices": positions[:, 0],
+                "attn_bias": cache.bias(positions, stack.window),
+            },
+            few,
         )
         cache.append(counts - self.peeked)
 
@@ -207,21 +212,17 @@ class Pipeline(Texts):
             return bound
         return max(MIN_PATCH_BYTES, 1 << (longest - 1).bit_length())
 
-    def _decode(self, counts: IdArray) -> FloatArray:
+    def _decode(self, counts: IdArray, last: Span) -> FloatArray:
         """Run the decoder up to the texts' ends: logits of the last counts[r] bytes, [b, q, 260]."""
-        starts = self.decoded.copy()
-        present = self.lengths - starts
-        rows = self._pad(int(present.max()))
-        latents = self.latents(starts, rows)
-        latents[np.arange(rows) >= present[:, None]] = 0  # padding reads what is there for certain
-        place = self.place(starts, present, rows, self.config.decoder.window)
-        logits = self._run_decoder(self.ids(starts, rows), starts[:, None] + np.arange(rows), latents, place)
+        present = self.lengths - self.decoded
+        span = self.span(self.decoded, self._pad(max(present.tolist())), self.config.decoder.window, last)
+        logits = self._run_decoder(span.own_ids, span.positions, self.latents(span.positions), span.place)
         self.decoded[:] = self.lengths
-        behind = present - counts
-        if behind.any():
-            columns = np.minimum(behind[:, None] + np.arange(int(counts.max())), rows - 1)
-            logits = logits[self._row, columns]
-        return logits
+        if span is last:
+            return logits
+        columns = np.minimum((present - counts)[:, None] + np.arange(int(counts.max())), logits.shape[1] - 1)
+        found: FloatArray = logits[self._row, columns]
+        return found
 
     def _block_pass(
         self, block: IdArray, counts: IdArray, starts: IdArray, pending: Sequence[IdArray] | None
@@ -232,17 +233,18 @@ class Pipeline(Texts):
         clean = starts - first
         present = np.where(counts > 0, clean + counts, 0)
         rows = self._pad(int(present.max()))
-        ids, latents = self.ids(first, rows), self.latents(first, rows)
+        span = self.span(first, rows, self.config.decoder.window)
+        ids = span.own_ids
         for row in np.flatnonzero(counts).tolist():
             ids[row, clean[row] : present[row]] = block[row, : counts[row]]
             if pending is not None:
                 ids[row, clean[row] - len(pending[row]) : clean[row]] = pending[row]
-        beyond = first[:, None] + np.arange(rows) >= self.lengths[:, None]
-        place = {
-            **self.byte_cache.place(first, present, rows, self.config.max_bytes),
-            "attn_bias": self.byte_cache.bias(first, present, rows, self.config.decoder.window, causal=clean),
-        }
-        logits = self._run_decoder(ids, ids, np.where(beyond, self.latest[:, None], latents), place)
+        beyond = span.positions >= self.lengths[:, None]
+        latents = np.where(beyond, self.latest[:, None], self.latents(span.positions))
+        bias = self.byte_cache.bias(
+            span.positions - self.byte_cache.bases[:, None], self.config.decoder.window, blocks=(clean, present)
+        )
+        logits = self._run_decoder(ids, ids, latents, {**span.place, "attn_bias": bias})
         if pending is not None:
             self.decoded[counts > 0] = self.lengths[counts > 0]
         columns = np.minimum(clean[:, None] + np.arange(block.shape[1]), rows - 1)

@@ -9,6 +9,7 @@ sharded or resumed comes out the same. Greedy decoding is zero noise.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from bltcli.errors import UsageError
 from bltcli.vocab import EOS, NEVER_GENERATED, OUTPUT_IDS, IdArray
 
 FloatArray = NDArray[np.float32]
+FloatT = TypeVar("FloatT", np.float32, np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +46,18 @@ class Sampler:
 
     def choose(self, logits: FloatArray, records: IdArray, positions: IdArray) -> IdArray:
         """The id for each row, int64 [n]. logits [n, 260]; records [n]; positions [n] of the bytes being chosen."""
-        allowed = logits.astype(np.float64)
-        allowed[:, NEVER_GENERATED] = -np.inf
-        if self.ignore_eos:
-            allowed[:, EOS] = -np.inf
-        if self.temperature > 0:
-            noise = np.stack([self.noise(int(r), int(p)) for r, p in zip(records, positions, strict=True)])
-            allowed = self.log_probabilities(allowed) + noise
-        chosen: IdArray = allowed.argmax(axis=-1)
+        if self.temperature == 0:
+            likeliest: IdArray = self._allowed(logits.copy()).argmax(axis=-1)
+            return likeliest
+        noise = np.stack([self.noise(int(r), int(p)) for r, p in zip(records, positions, strict=True)])
+        chosen: IdArray = (self.log_probabilities(self._allowed(logits.astype(np.float64))) + noise).argmax(axis=-1)
         return chosen
+
+    def _allowed(self, scores: NDArray[FloatT]) -> NDArray[FloatT]:
+        """`scores` [n, 260] themselves, minus infinity where an id is never generated."""
+        for never in (*NEVER_GENERATED, EOS) if self.ignore_eos else NEVER_GENERATED:
+            scores[:, never] = -np.inf
+        return scores
 
     def log_probabilities(self, allowed: NDArray[np.float64]) -> NDArray[np.float64]:
         """Log of the distribution drawn from, float64 [n, 260], up to a constant per row; minus infinity where cut."""

@@ -7,11 +7,12 @@ room in.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from bltcli.cache import KVCache
+from bltcli.cache import SLIDE, KVCache
 from bltcli.config import ModelConfig
 from bltcli.patcher import closes_patch
 from bltcli.sampling import FloatArray
@@ -24,14 +25,30 @@ PREFILL_ROWS = 128
 Patches = list[list[tuple[int, int]]]
 
 
+@dataclass(frozen=True)
+class Span:
+    """Byte rows of one call of a local graph; padding has the ids that were last written there."""
+
+    positions: IdArray  # [b, rows]
+    ids: IdArray  # [b, margin + rows]: with the ids before them that n-grams reach back to
+    place: dict[str, Any]  # position_ids, write_indices and attn_bias
+    window: int | None  # of `place`
+
+    @property
+    def own_ids(self) -> IdArray:
+        """[b, rows]"""
+        return self.ids[:, -self.positions.shape[1] :]
+
+
 class Texts:
     """A batch of texts, and where each stands in the buffers that hold its state."""
 
     def __init__(
-        self, config: ModelConfig, rows: int, byte_buffers: Sequence[Buffer], patch_buffers: Sequence[Buffer]
+        self, config: ModelConfig, rows: int, step: int, byte_buffers: Sequence[Buffer], patch_buffers: Sequence[Buffer]
     ) -> None:
+        """`step`: that of the buffers' capacities."""
         self.config, self.rows = config, rows
-        self.byte_cache, self.patch_cache = KVCache(byte_buffers, rows), KVCache(patch_buffers, rows)
+        self.byte_cache, self.patch_cache = (KVCache(b, rows, step) for b in (byte_buffers, patch_buffers))
         # indexed by position + _margin: reading a little before or after the text needs no clipping
         self._margin = max(config.encoder.hash_group_sizes, default=1) - 1
         shape = (rows, self._margin + config.max_bytes + PREFILL_ROWS + 2)
@@ -46,8 +63,6 @@ class Texts:
         self.peeked = np.zeros(rows, dtype=np.int64)  # 1 where the latent after the last one is that of the open patch
         local = (config.patcher, config.encoder, config.decoder)
         self._reach = max(stack.window or config.max_bytes for stack in local)
-        self._placed_for: tuple[Any, ...] = ()
-        self._placed: dict[str, Any] = {}
 
     @property
     def max_bytes(self) -> int:
@@ -93,6 +108,9 @@ class Texts:
             own[row] = theirs[source]
 
     def rewind(self, lengths: IdArray) -> None:
+        self.peeked[:] = 0
+        if (lengths == self.lengths).all():
+            return
         kept = self.byte_cache.bases <= np.maximum(0, lengths - self._reach + 1)
         assert (kept | (lengths == self.lengths)).all(), "rewinding to where what a window needs has slid away"
         self.byte_cache.rewind(lengths)
@@ -100,7 +118,6 @@ class Texts:
         self.patch_cache.rewind(np.where(lengths > 0, closed, 0))
         np.minimum(self.encoded, lengths, out=self.encoded)
         np.minimum(self.decoded, lengths, out=self.decoded)
-        self.peeked[:] = 0
 
     def store(self, starts: IdArray, ids: Sequence[IdArray]) -> None:
         """Write ids; byte states stay valid up to the first id that changes."""
@@ -108,43 +125,45 @@ class Texts:
             if len(new):
                 start = int(starts[row])
                 held = self._ids[row, self._margin + start : self._margin + start + len(new)]
-                changed = np.flatnonzero(held != new)
-                if changed.size:
-                    self.encoded[row] = min(int(self.encoded[row]), start + int(changed[0]))
+                if self.encoded[row] > start:
+                    changed = np.flatnonzero(held != new)
+                    if changed.size:
+                        self.encoded[row] = min(int(self.encoded[row]), start + int(changed[0]))
                 held[:] = new
 
-    def ids(self, starts: IdArray, rows: int, *, context: bool = False) -> IdArray:
-        """Ids [b, rows] from positions starts[r] on, whatever was written there; with `context` also those before that
-        n-grams reach back to."""
-        return self._window(self._ids, starts, rows, self._margin if context else 0)
+    def span(self, starts: IdArray, rows: int, window: int | None, last: Span | None = None) -> Span:
+        """`rows` byte rows from position starts[r] on, for a graph with this window; `last` again if it is the same,
+        and nothing was stored since."""
+        same = last is not None and last.window == window and last.positions.shape[1] == rows
+        if last is not None and same and (last.positions[:, 0] == starts).all():
+            return last
+        positions = starts[:, None] + np.arange(rows)
+        ids = self._ids[self._row, starts[:, None] + np.arange(self._margin + rows)]
+        return Span(positions, ids, self.place(positions, window), window)
 
-    def latents(self, starts: IdArray, rows: int) -> IdArray:
-        """Number of the latent that each byte from positions starts[r] on reads, [b, rows]."""
-        found: IdArray = np.maximum(self._window(self._closed, starts, rows) - 1, 0)
-        return found
+    def place(self, positions: IdArray, window: int | None) -> dict[str, Any]:
+        """Positions, slots and mask of byte rows; positions of padding end with the rotary table."""
+        slots = positions - self.byte_cache.bases[:, None]
+        return {
+            "position_ids": np.minimum(positions, self.config.max_bytes - 1),
+            "write_indices": slots[:, 0],
+            "attn_bias": self.byte_cache.bias(slots, window),
+        }
 
-    def _window(self, held: IdArray, starts: IdArray, rows: int, before: int = 0) -> IdArray:
-        window: IdArray = held[self._row, (starts + self._margin)[:, None] + np.arange(-before, rows)]
-        return window
+    def latents(self, positions: IdArray) -> IdArray:
+        """Number of the latent that the byte at each position reads, [b, q]; padding one that is there for certain."""
+        found: IdArray = self._closed[self._row, positions + self._margin]
+        np.minimum(found, self.patches[:, None], out=found)
+        found -= 1
+        return np.maximum(found, 0, out=found)
 
-    def make_room(self, counts: IdArray) -> None:
-        """Slide what no row needs any more, then hold counts[r] positions beyond each text."""
-        for row in range(self.rows):
-            open_patch = self._starts[row, self.patches[row]] if self.lengths[row] else 0
-            self.byte_cache.slide(row, min(int(self.decoded[row]) - self._reach + 1, int(open_patch)))
-        self.byte_cache.reserve(self.lengths + counts)
-
-    def place(self, starts: IdArray, counts: IdArray, rows: int, window: int | None) -> dict[str, Any]:
-        """Positions, slots and mask of byte rows; kept, as the graphs of one pass mostly ask for the same."""
-        cache = self.byte_cache
-        key = (rows, window, cache.capacity, starts.tobytes(), counts.tobytes(), cache.bases.tobytes())
-        if key != self._placed_for:
-            self._placed_for = key
-            self._placed = {
-                **cache.place(starts, counts, rows, self.config.max_bytes),
-                "attn_bias": cache.bias(starts, counts, rows, window),
-            }
-        return self._placed
+    def make_room(self, rows: int) -> None:
+        """Slide what no row needs any more, then hold `rows` positions beyond each text."""
+        if self.byte_cache.used >= SLIDE:
+            for row in range(self.rows):
+                open_patch = self._starts[row, self.patches[row]] if self.lengths[row] else 0
+                self.byte_cache.slide(row, min(int(self.decoded[row]) - self._reach + 1, int(open_patch)))
+        self.byte_cache.reserve(rows)
 
     def close_patches(self, counts: IdArray, entropy: FloatArray, *, peek: bool) -> Patches:
         """Decide which of the counts[r] bytes after each text end a patch, by the entropies [b, q] after them.
@@ -153,20 +172,23 @@ class Texts:
         """
         patches: Patches = [[] for _ in range(self.rows)]
         self.peeked[:] = 0
-        for row in np.flatnonzero(counts).tolist():
-            start, count, closed = int(self.lengths[row]), int(counts[row]), int(self.patches[row])
+        for row, count in enumerate(counts.tolist()):
+            if not count:
+                continue
+            start, closed = int(self.lengths[row]), int(self.patches[row])
             first = int(self._starts[row, closed]) if start else 0
             ends = closes_patch(
                 entropy[row, :count], position=start, open_bytes=start - first, config=self.config.patcher
             )
-            self._closed[row, self._margin + start : self._margin + start + count] = closed + np.cumsum(ends)
             if not start:
                 self._starts[row, 0] = 0
-            for end in (np.flatnonzero(ends) + start + 1).tolist():
-                patches[row].append((first, end - first))
-                first = end
-                closed += 1
-                self._starts[row, closed] = first
+            for position, ended in enumerate(ends, start):
+                if ended:
+                    patches[row].append((first, position + 1 - first))
+                    first = position + 1
+                    closed += 1
+                    self._starts[row, closed] = first
+                self._closed[row, self._margin + position] = closed
             if peek and first < start + count:
                 patches[row].append((first, start + count - first))
                 self.peeked[row] = 1

@@ -246,7 +246,7 @@ def test_the_estimate_covers_the_caches_and_is_not_far_above(tiny_bundle: TinyBu
         model.extend(pieces)
         largest = max(largest, held(model))
     estimate = rows * bytes_per_row(bundle, longest)
-    assert largest < estimate < 10 * largest
+    assert largest < estimate < 20 * largest
 
 
 def held(model: Pipeline) -> int:
@@ -279,10 +279,10 @@ def test_arrays_of_past_shapes_take_bounded_memory(tiny_bundle: TinyBundle, monk
     from bltcli_engines.onnxruntime_engine import OrtEngine
 
     def run_shapes() -> list[int]:
-        model = open_model(tiny_bundle("lookup"), rows=4)
-        for size in range(1, 100, 3):
+        model = open_model(tiny_bundle("lookup"), rows=3)
+        for size in (99, *range(50, 99)):  # all at one capacity
             model.clear(0)
-            model.extend([np.full(size, 70), *[np.empty(0, dtype=np.int64)] * 3])
+            model.extend([np.full(size, 70), *[np.empty(0, dtype=np.int64)] * 2])
         engines = [counted.engine for counted in model.engines.values()]
         assert all(isinstance(engine, OrtEngine) for engine in engines)
         return [sum(b.nbytes for b in engine._bindings.values()) for engine in engines if isinstance(engine, OrtEngine)]

@@ -82,14 +82,16 @@ def test_every_rule_reveals_only_masked_positions_and_at_least_one(rule: dict[st
     assert (shown.any(axis=1) == masked.any(axis=1)).all()
 
 
-def test_block_rows_see_the_whole_block_and_pads_only_themselves() -> None:
+def test_block_rows_see_the_whole_block_and_no_row_is_blind() -> None:
     """The drawing of `KVCache.bias`."""
-    cache = KVCache([TorchBuffer((1, 1, 6, 4), "float32")], rows=1)
-    three, two = np.array([3]), np.array([2])
-    seen = cache.bias(three, three, 3, 3, causal=np.array([1]))[0, 0] > MASKED / 2
+    cache = KVCache([TorchBuffer((1, 1, 6, 4), "float32")], rows=1, step=6)
+    one, two, three = (np.array([n]) for n in (1, 2, 3))
+    seen = cache.bias(three[:, None] + np.arange(2), 3)[0, 0] > MASKED / 2
+    assert seen.astype(int).tolist() == [[0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0]]
+    seen = cache.bias(three[:, None] + np.arange(3), 3, blocks=(one, three))[0, 0] > MASKED / 2
     assert seen.astype(int).tolist() == [[0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]
-    seen = cache.bias(three, two, 3, None, causal=np.array([1]))[0, 0] > MASKED / 2
-    assert seen.astype(int).tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]]
+    seen = cache.bias(two[:, None] + np.arange(4), None, blocks=(one, three))[0, 0] > MASKED / 2
+    assert seen.astype(int).tolist() == [[1] * 3 + [0] * 3, [1] * 5 + [0], [1] * 5 + [0], [1] * 6]
 
 
 class Recorded:

@@ -123,10 +123,10 @@ def test_inputs_are_not_overwritten_while_the_device_may_still_read_them(tiny_bu
     plain, ours = open_model(bundle), over_tensorrt(bundle, device)
     states = []
     for model in (plain, ours):
-        model.make_room(np.array([40]))
+        model.make_room(40)
         rng, encoder = np.random.default_rng(0), model.engines["encoder"]
         for start in (0, 18):
-            place = model.place(np.array([start]), np.array([18]), 18, None)
+            place = model.place(np.arange(start, start + 18)[None], None)
             embeds = rng.standard_normal((1, 18, bundle.config.hidden_size)).astype(np.float32)
             encoder.run({"embeds": embeds, **place})
         states.append(encoder.buffers["past_states"].numpy()[:, :, :36])

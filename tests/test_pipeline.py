@@ -11,6 +11,8 @@ from bltcli.errors import UsageError
 from bltcli.pipeline import Pipeline, open_model, patch_text
 from bltcli.sampling import FloatArray
 from bltcli.vocab import IdArray, decode, encode
+from bltcli_engines.few_rows import FewRows
+from bltcli_engines.protocol import Arrays
 from tests.conftest import TinyBundle
 from tests.tiny import sample_text
 
@@ -100,6 +102,33 @@ def test_a_batch_of_mixed_lengths_equals_each_text_alone(tiny: Bundle) -> None:
             starts[row] += len(piece)
     for row in range(4):
         assert np.array_equal(alone[row], np.concatenate(found[row]))
+
+
+def test_the_global_model_runs_for_the_rows_that_closed_a_patch(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few of six rows do at most bytes; what they get is what a text alone gets."""
+    sizes: list[int] = []
+    take = FewRows.run
+
+    def run_few(few: FewRows, feeds: Arrays) -> Arrays:
+        sizes.append(len(feeds["batch_rows"]))
+        return take(few, feeds)
+
+    monkeypatch.setattr(FewRows, "run", run_few)
+    texts = [sample_text(150, seed) for seed in range(6)]
+    alone = [run(open_model(tiny), text, [1] * len(text)) for text in texts]
+    assert not sizes
+    model = open_model(tiny, rows=6)
+    found = np.stack([model.extend([text[at : at + 1] for text in texts])[:, 0].copy() for at in range(150)], axis=1)
+    assert np.array_equal(found, np.stack(alone))
+    calls = len(sizes)
+    assert 20 < calls < 150
+    assert set(sizes) == {1, 2, 3}
+    whole = open_model(tiny, rows=3)  # too few rows to choose among them
+    for at in range(150):
+        whole.extend([text[at : at + 1] for text in texts[:3]])
+    assert model.work.passes()["patcher"] == whole.work.passes()["patcher"]
+    assert model.work.kv_bytes < 2 * whole.work.kv_bytes
+    assert len(sizes) == calls
 
 
 def test_a_cleared_row_starts_anew(tiny: Bundle) -> None:

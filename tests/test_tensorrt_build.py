@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import onnx
 import pytest
 
@@ -78,7 +77,7 @@ def test_building_for_a_gpu_without_the_memory_is_refused_before_it_begins(
     assert (small, twice) == (weights, 2 * caches)
     model = open_model(bundle, rows=SMALL.max_batch)
     for cache, slots in ((model.byte_cache, SMALL.slots), (model.patch_cache, SMALL.patch_slots)):
-        cache.reserve(np.array([slots]))
+        cache.reserve(slots)
     assert caches == sum(b.nbytes for cache in (model.byte_cache, model.patch_cache) for b in cache.buffers)
     found = Gpu("NVIDIA T", "8.0", "13.0", 10**9, weights + caches)
     monkeypatch.setattr(building, "describe_gpu", lambda: found)

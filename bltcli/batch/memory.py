@@ -44,11 +44,11 @@ def bytes_per_row(bundle: Bundle, longest: int) -> int:
     }
     caches = 0
     for name in GRAPHS:
-        spec = bundle.specs[name]
+        spec, copies = bundle.specs[name], 3 if name == "global" else 2  # halves: see `FewRows`
         for tensor in spec.inputs:
             if tensor.name in spec.state:
                 _, heads, axis, width = tensor.shape
-                caches += int(heads) * slots[str(axis)] * int(width) * _ITEM_BYTES[tensor.dtype]
+                caches += int(heads) * slots[str(axis)] * int(width) * _ITEM_BYTES[tensor.dtype] * copies // 2
     columns = min(longest, PREFILL_ROWS)
     scores = max(
         *(stack.num_heads * columns * slots["slots"] for stack in local),

@@ -27,24 +27,21 @@ class Drafting:
         """A draft per row: copied bytes where there are any, else what `own` drafts. `unverified`: own drafts may be
         committed as they are."""
         limit = rows.block_counts if unverified else rows.draft_counts
-        counts = limit(self.length.choose(rows))
-        copies = [NOTHING for _ in counts]
+        self._own = limit(self.length.choose(rows))
+        copies = [NOTHING] * len(self._own)
         if self.copies is not None:
             limits = rows.draft_counts(LONGEST_COPY)
-            copies = [
-                self.copies.propose(rows, row, limit) if limit else copies[row] for row, limit in enumerate(limits)
-            ]
-        self._copied = np.array([len(copy) for copy in copies])
-        self._own = np.where(self._copied > 0, 0, counts)
+            copies = [self.copies.propose(rows, row, limit) if limit else NOTHING for row, limit in enumerate(limits)]
+            self._copied = np.array([len(copy) for copy in copies])
+            self._own = np.where(self._copied > 0, 0, self._own)
         drafts = own(self._own) if self._own.any() else copies
         return [copy if len(copy) else draft for copy, draft in zip(copies, drafts, strict=True)]
 
     def observe(self, rows: Rows, kept: IdArray) -> None:
         """kept[r] drafted bytes of each row were right."""
+        if self.copies is None or not self._copied.any():
+            return self.length.observe(rows, self._own, kept)
         for row in np.flatnonzero(self._copied).tolist():
-            assert self.copies is not None
             self.copies.observe(row, int(self._copied[row]), int(kept[row]))
         rows.stats.copied += int(self._copied.sum())
         rows.stats.copied_accepted += int(kept[self._copied > 0].sum())
-        if not self._copied.any():
-            self.length.observe(rows, self._own, kept)

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
-import numpy as np
-
 from bltcli.decoding.protocol import ByteModel, DecodingMethod
-from bltcli.decoding.rows import NOTHING, Rows
+from bltcli.decoding.rows import NOTHING, Rows, where
 from bltcli.decoding.stop import FinishReason, Output, Stop
 from bltcli.errors import UsageError
 from bltcli.sampling import FloatArray, Sampler
@@ -92,17 +90,17 @@ def serve(
     queue, outputs = iter(requests), dict[int, Output]()
     try:
         while True:
-            room = model.room
-            for row in np.flatnonzero(rows.active).tolist():
+            room = model.room.tolist()
+            for row in where(rows.active):
                 yield from _released(rows, outputs[row], row, began, full=room[row] < 1)
             if _admit(model, rows, queue, outputs, refused):
                 continue  # its first byte may be its last
-            if not rows.active.any():
+            if not where(rows.active):
                 return
             method.round(rows)
             stats.rounds += 1
     finally:
-        for row in np.flatnonzero(rows.active).tolist():
+        for row in where(rows.active):
             rows.finish(row)
         stats.wall_s += perf_counter() - began
 
@@ -115,7 +113,7 @@ def _admit(
     refused: Callable[[Request, UsageError], None] | None,
 ) -> bool:
     """Start the next requests in the free rows; whether there were any."""
-    free = np.flatnonzero(~rows.active).tolist()
+    free = where(~rows.active)
     joining = dict(zip(free, queue, strict=False)) if free else {}
     if not joining:
         return False

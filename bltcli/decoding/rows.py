@@ -20,6 +20,11 @@ Bools = NDArray[np.bool_]
 NOTHING: IdArray = np.empty(0, dtype=np.int64)
 
 
+def where(rows: Bools) -> list[int]:
+    """Numbers of the rows [b] that are true; NumPy's own way costs more than a small batch."""
+    return [row for row, chosen in enumerate(rows.tolist()) if chosen]
+
+
 class Rows:
     """One row per text of the model.
 
@@ -44,7 +49,7 @@ class Rows:
         position = self.model.lengths[row : row + 1]
         self.records[row], self.active[row] = record, True
         self.texts[row], self._taken[row], self.wanted[row] = prompt.tolist(), len(prompt), wanted
-        self._commit(row, self.sampler.choose(logits[None], self.records[row : row + 1], position))
+        self._commit(row, self.sampler.choose(logits[None], self.records[row : row + 1], position).tolist())
         self._begun_bytes[row], self._begun_patches[row] = position[0], self.model.patches[row]
 
     def finish(self, row: int) -> None:
@@ -67,6 +72,8 @@ class Rows:
 
     def draft_counts(self, k: int | IdArray) -> IdArray:
         """How many bytes each row may draft, [b]: at most k, no further than its end, none after a pending EOS."""
+        if isinstance(k, int) and k == 0:
+            return np.zeros(len(self.active), dtype=np.int64)
         counts = np.minimum(np.minimum(k, self.model.room - 1), self.wanted - 1)
         return np.where(self.active & (self.last != EOS), np.maximum(counts, 0), 0)
 
@@ -86,10 +93,10 @@ class Rows:
 
     def with_pending(self, drafts: Sequence[IdArray], rows: Bools | None = None) -> list[IdArray]:
         """The bytes that a verifying pass runs: pending, then draft; nothing for rows that are inactive or left out."""
-        chosen = self._chosen(rows)
-        return [
-            np.concatenate([self.pending[row], drafts[row]]) if chosen[row] else NOTHING for row in range(len(drafts))
-        ]
+        runs = [NOTHING] * len(drafts)
+        for row in self._chosen(rows):
+            runs[row] = np.concatenate([self.pending[row], drafts[row]]) if len(drafts[row]) else self.pending[row]
+        return runs
 
     def choose(self, logits: FloatArray, rows: IdArray, positions: IdArray) -> IdArray:
         """Ids for `rows` [n] at `positions` [n] from logits [n, 260]."""
@@ -97,10 +104,10 @@ class Rows:
 
     def keep(self, blocks: Sequence[IdArray], rows: Bools | None = None) -> None:
         """Commit blocks as they are, unverified."""
-        for row in np.flatnonzero(self._chosen(rows)).tolist():
+        for row in self._chosen(rows):
             if len(blocks[row]):
                 self.pending[row] = np.concatenate([self.pending[row], blocks[row]])
-                self._append(row, blocks[row])
+                self._append(row, blocks[row].tolist())
                 self.stats.bytes_per_round_histogram[len(blocks[row])] += 1
 
     def verify(self, logits: FloatArray, drafts: Sequence[IdArray], rows: Bools | None = None) -> IdArray:
@@ -108,36 +115,41 @@ class Rows:
 
         logits [b, q, 260] of `with_pending`, where one byte was pending. Returns how many drafted bytes were kept, [b].
         """
-        chosen = self._chosen(rows)
-        lengths, kept = self.model.lengths.copy(), np.zeros(len(drafts), dtype=np.int64)
-        counts = np.array([len(draft) for draft in drafts])
-        row, column = np.nonzero(np.arange(logits.shape[1]) < np.where(chosen, counts + 1, 0)[:, None])
-        own = np.zeros(logits.shape[:2], dtype=np.int64)  # the full model's bytes; the first stands after the pending
-        own[row, column] = self.choose(logits[row, column], row, (lengths - counts)[row] + column)
-        for r in np.flatnonzero(chosen).tolist():
-            kept[r] = count_agreed(drafts[r], own[r])
-            self._commit(r, own[r, : kept[r] + 1])
-            lengths[r] -= counts[r] - kept[r]
-            self.stats.drafted += int(counts[r])
-            self.stats.accepted += int(kept[r])
-            self.stats.bytes_per_round_histogram[int(kept[r]) + 1] += 1
+        chosen, lengths, kept = self._chosen(rows), self.model.lengths.copy(), np.zeros(len(drafts), dtype=np.int64)
+        row, column, position = list[int](), list[int](), list[int]()  # of each byte of the full model
+        for r in chosen:
+            count, end = len(drafts[r]) + 1, int(lengths[r]) + 1
+            row += [r] * count
+            column += range(count)
+            position += range(end - count, end)
+        line = self.choose(logits[row, column], np.array(row), np.array(position)).tolist()
+        for r in chosen:
+            own, line = line[: len(drafts[r]) + 1], line[len(drafts[r]) + 1 :]
+            agreed = kept[r] = count_agreed(drafts[r].tolist(), own)
+            self._commit(r, own[: agreed + 1])
+            self.stats.drafted += len(drafts[r])
+            self.stats.accepted += agreed
+            self.stats.bytes_per_round_histogram[agreed + 1] += 1
+            lengths[r] -= len(drafts[r]) - agreed
         self.model.rewind(lengths)
         return kept
 
-    def _chosen(self, rows: Bools | None) -> Bools:
-        return self.active if rows is None else self.active & rows
+    def _chosen(self, rows: Bools | None) -> list[int]:
+        return where(self.active if rows is None else self.active & rows)
 
-    def _commit(self, row: int, ids: IdArray) -> None:
+    def _commit(self, row: int, ids: list[int]) -> None:
         """Commit ids of which the last has not been run yet."""
-        self.pending[row] = ids[-1:]
+        self.pending[row] = np.array(ids[-1:], dtype=np.int64)
         self._append(row, ids)
 
-    def _append(self, row: int, ids: IdArray) -> None:
-        self.texts[row] += ids.tolist()
+    def _append(self, row: int, ids: list[int]) -> None:
+        self.texts[row] += ids
         self.wanted[row] -= len(ids)
 
 
-def count_agreed(draft: IdArray, own: IdArray) -> int:
+def count_agreed(draft: Sequence[int], own: Sequence[int]) -> int:
     """How many bytes of a draft come before the first that is not the full model's own."""
-    wrong = np.flatnonzero(draft != own[: len(draft)])
-    return int(wrong[0]) if wrong.size else len(draft)
+    for index, (drafted, chosen) in enumerate(zip(draft, own, strict=False)):
+        if drafted != chosen:
+            return index
+    return len(draft)

@@ -40,7 +40,7 @@ class Output:
         for index in ids:
             if index == EOS:
                 return self.end("eos")
-            self.data += decode([index])
+            self.data += decode((index,))
             for string in self.stop.strings:
                 if self.data.endswith(string):
                     del self.data[-len(string) :]
@@ -56,6 +56,8 @@ class Output:
 
     def _held(self) -> int:
         """Length of the longest tail that a stop string begins with."""
+        if not self.stop.strings:
+            return 0
         tails = (
             n
             for s in self.stop.strings

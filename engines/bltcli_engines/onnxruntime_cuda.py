@@ -80,6 +80,7 @@ class OrtCudaRuntime:
     name = "ort-cuda"
     row_multiple = CALL_ROWS
     promised = False
+    slot_step = 128
 
     def __init__(self, device: Device) -> None:
         self.device = device

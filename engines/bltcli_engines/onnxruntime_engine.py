@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bltcli.errors import ModelError
 from bltcli.graphs import GraphName, GraphSpec
 from bltcli_engines.allocator import freed_at_once
-from bltcli_engines.protocol import Arrays, Buffer, Engine
+from bltcli_engines.protocol import Arrays, Buffer, Engine, Runs
 
 NUMPY_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
 MAX_BINDINGS = 64  # shapes kept per graph
@@ -30,12 +30,17 @@ class OrtBuffer:
 
     def __init__(self, shape: tuple[int, int, int, int], dtype: str) -> None:
         self.generation = 0  # counts the arrays that stood behind this buffer
+        self.dtype = dtype
         self._take(np.zeros(shape, dtype=NUMPY_DTYPES[dtype]))
 
     def _take(self, array: NDArray[Any]) -> None:
         self.array = array
         self.value = ort.OrtValue.ortvalue_from_numpy(array)  # aliases `array`
         self.generation += 1
+
+    def first(self, rows: int) -> Any:
+        """The first rows as an OrtValue, in their own memory."""
+        return self.value if rows == len(self.array) else ort.OrtValue.ortvalue_from_numpy(self.array[:rows])
 
     @property
     def capacity(self) -> int:
@@ -87,9 +92,11 @@ class OrtEngine:
         self._unbind()
 
     def _unbind(self) -> None:
-        self._buffers: dict[str, OrtBuffer] = {}
+        self.buffers: dict[str, OrtBuffer] = {}
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], _Binding] = OrderedDict()
+        self._own = [s.name for s in self.spec.inputs]
         self._generation = 0
+        self.kv_bytes = 0  # of the last run
 
     def fork(self) -> OrtEngine:
         twin = copy.copy(self)
@@ -99,19 +106,17 @@ class OrtEngine:
     def bind(self, buffers: Mapping[str, Buffer]) -> None:
         for name, buffer in buffers.items():
             assert isinstance(buffer, OrtBuffer)
-            self._buffers[name] = buffer
+            self.buffers[name] = buffer
+        self._own = [s.name for s in self.spec.inputs if s.name not in self.buffers]
         self._generation = 0
 
-    @property
-    def kv_bytes(self) -> int:
-        return sum(b.nbytes for name, b in self._buffers.items() if name.startswith("past_key_values"))
-
     def run(self, feeds: Arrays) -> Arrays:
-        generation = sum(buffer.generation for buffer in self._buffers.values())
+        generation = sum([buffer.generation for buffer in self.buffers.values()])
         if generation != self._generation:  # a buffer grew: bindings point at the memory it had before
             self._bindings.clear()
             self._generation = generation
-        key = tuple(feeds[s.name].shape for s in self.spec.inputs if s.name not in self._buffers)
+            self.kv_bytes = sum(b.nbytes for name, b in self.buffers.items() if name.startswith("past_key_values"))
+        key = tuple([feeds[name].shape for name in self._own])
         binding = self._bindings.get(key)
         if binding is None:
             binding = self._bindings[key] = self._bind_shapes(feeds)
@@ -119,7 +124,7 @@ class OrtEngine:
         else:
             self._bindings.move_to_end(key)
         for name, array in binding.feeds.items():
-            np.copyto(array, feeds[name], casting="same_kind")
+            array[...] = feeds[name]
         self.session.run_with_iobinding(binding.io)
         return binding.results
 
@@ -131,12 +136,12 @@ class OrtEngine:
 
     def _bind_shapes(self, feeds: Arrays) -> _Binding:
         io = self.session.io_binding()
-        state = self.spec.state
+        state, rows = self.spec.state, len(feeds["write_indices"])
         sizes: dict[int | str, int] = {}
         own: dict[str, NDArray[Any]] = {}
         for spec in self.spec.inputs:
-            if spec.name in self._buffers:
-                value = self._buffers[spec.name].value
+            if spec.name in self.buffers:
+                value = self.buffers[spec.name].first(rows)
                 if spec.name in state:
                     io.bind_ortvalue_output(state[spec.name], value)
             else:
@@ -160,12 +165,19 @@ class OrtRuntime:
     name = "ort-cpu"
     row_multiple = 2
     promised = True
+    slot_step = 32  # attention computes over all slots: few of them empty is worth new bindings now and then
 
     def slots(self, axis: str) -> int:
         return 0
 
     def buffer(self, shape: tuple[int, int, int, int], dtype: str) -> OrtBuffer:
         return OrtBuffer(shape, dtype)
+
+    def few_rows(self, engine: Engine, most: int) -> Runs:
+        from bltcli_engines.few_rows import FewRows
+
+        assert isinstance(engine, OrtEngine)
+        return FewRows(engine, most)
 
 
 def open_onnxruntime(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -74,9 +74,34 @@ class Runtime(Protocol):
     name: str
     row_multiple: int  # calls whose values count are padded to a multiple of this many rows
     promised: bool  # whether every row's value is then bitwise independent of the rest of its call
+    slot_step: int  # buffers that grow have a multiple of this many slots
 
     def slots(self, axis: str) -> int:
         """Slots that buffers along "slots" or "patch_slots" have from the start and for good; 0: they grow."""
         ...
 
     def buffer(self, shape: tuple[int, int, int, int], dtype: str) -> Buffer: ...
+
+
+class Runs(Protocol):
+    """What an engine does once it is bound."""
+
+    @property
+    def spec(self) -> GraphSpec: ...
+
+    @property
+    def weight_bytes(self) -> int: ...
+
+    @property
+    def kv_bytes(self) -> int: ...
+
+    def run(self, feeds: Arrays) -> Arrays: ...
+
+
+@runtime_checkable
+class RunsFewRows(Protocol):
+    """A runtime that can run a graph for a few rows of a batch."""
+
+    def few_rows(self, engine: Engine, most: int) -> Runs:
+        """The graph of `engine`, which is bound, for at most `most` rows: those in feeds["batch_rows"], int64 [n]."""
+        ...

@@ -110,6 +110,7 @@ class TensorrtRuntime:
 
     name = "tensorrt"
     promised = False
+    slot_step = 128
 
     def __init__(self, device: Device, library: Library, profile: Profile, rebuild: str) -> None:
         self.device, self.library, self.profile, self._rebuild = device, library, profile, rebuild

@@ -115,6 +115,7 @@ class TorchRuntime:
 
     row_multiple = 1
     promised = False
+    slot_step = 128
 
     def __init__(self, device: str) -> None:
         self.device = device

@@ -57,6 +57,7 @@ class TwinRuntime:
     name = "twin"
     row_multiple = 2
     promised = True
+    slot_step = 128
 
     def slots(self, axis: str) -> int:
         return 0
