@@ -49,6 +49,22 @@ def test_settings_come_from_options_or_from_the_environment(tmp_path: Path) -> N
     assert [line.split(",")[0] for line in done.stdout.decode().splitlines()[1:]] == ["ar", "blt-s k=5"]
 
 
+def test_a_profile_says_where_the_time_goes(tmp_path: Path) -> None:
+    done = here(*BENCH, "-p", "Once", "--run", "ar", "--run", "blt-s k=2", "--profile")
+    assert (done.returncode, done.stderr) == (0, b"")
+    table = done.stdout.decode().split("Time\n")[1].split("\n\n")[0].splitlines()
+    rows = [re.split(r"  +", line) for line in table if line.startswith(("ar ", "blt-s k=2 "))]
+    assert [row[1] for row in rows[:6]] == ["patcher", "encoder", "global", "decoder", "Python", "(floor)"]
+    assert len(rows) == 12
+    for row in (rows[:5], rows[6:11]):
+        assert 95 <= sum(int(line[-1].rstrip("%")) for line in row) <= 105  # the shares are of all the time
+    assert rows[0][2] == rows[3][2] == "1.00"  # a pass each for the prompt and for every byte but the last
+    assert float(rows[9][2]) > 1  # drafts
+    done = here(*BENCH, "-p", "Once", "--profile", "--format", "csv")
+    assert done.returncode == 2
+    assert "--profile is a table, --format is csv; use table or md" in one_line(done)
+
+
 def test_prompts_of_a_jsonl_file_are_continued_one_after_another(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "é\\n"}\n\n{"prompt": "b"}\n')
     done = here(*BENCH, str(tmp_path / "prompts.jsonl"), "--run", "ar", "--format", "json")

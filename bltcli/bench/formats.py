@@ -74,13 +74,14 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def as_text(report: Mapping[str, Any]) -> str:
-    parts = [f"{table.title}\n{render.table([table.head, *table.rows])}" for table in tables(report)]
+def as_text(report: Mapping[str, Any], *more: Table) -> str:
+    """The report's tables, then `more`, then its notes."""
+    parts = [f"{table.title}\n{render.table([table.head, *table.rows])}" for table in (*tables(report), *more)]
     return "\n".join([*parts, "".join(f"{line}\n" for line in notes(report))])
 
 
-def as_markdown(report: Mapping[str, Any]) -> str:
-    parts = [f"**{table.title}**\n\n{markdown_table(table.head, table.rows)}" for table in tables(report)]
+def as_markdown(report: Mapping[str, Any], *more: Table) -> str:
+    parts = [f"**{table.title}**\n\n{markdown_table(table.head, table.rows)}" for table in (*tables(report), *more)]
     return "\n".join([*parts, "".join(f"* {line}\n" for line in notes(report))])
 
 

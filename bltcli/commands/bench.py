@@ -41,6 +41,7 @@ class Options:
     paper: str
     baseline: str | None
     checkpoint: str | None
+    profile: bool
     format: str
     output: str | None
     progress: bool | None
@@ -89,7 +90,8 @@ PROMPT_FILE that ends in .jsonl holds one {"prompt": TEXT} per line; they are co
 \b
 Examples:
   bltcli bench -p 'Once upon a time' -n 32 --repeats 2
-  bltcli bench -p 'Once upon a time' -n 32 --repeats 2 --run 'blt-s k=1,2,4 ngram=yes,no' --format md""",
+  bltcli bench -p 'Once upon a time' -n 32 --repeats 2 --run 'blt-s k=1,2,4 ngram=yes,no' --format md
+  bltcli bench -p 'Once upon a time' -n 64 --run ar --profile""",
 )
 @click.argument("prompt_file", cls=PromptFile, required=False, type=click.Path())
 @options(
@@ -112,6 +114,8 @@ Examples:
                       "torch and transformers)."),
     click.option("--checkpoint", metavar="DIR", default=None,
                  help="The Hugging Face folder that the bundle was exported from, for --baseline."),
+    click.option("--profile", is_flag=True,
+                 help="For developers: a table of where the time goes, per graph and outside them."),
     click.option("--format", type=click.Choice(FORMATS), default="table", show_default=True,
                  help="html is one file with plots, and needs bokeh."),
     click.option("-o", "--output", metavar="FILE", default=None, help="Write there instead of to stdout."),
@@ -145,6 +149,10 @@ def run(o: Options) -> int:
     stop = Stop(max_bytes=o.max_bytes)
     check_output(o.output)
     check_drawing(o.format)
+    if o.profile and o.format not in ("table", "md"):
+        raise UsageError(
+            f"--profile is a table, --format is {o.format}; use table or md (json and csv have its figures)"
+        )
     data = streams.read_input(o.prompt, o.prompt_file, example=EXAMPLE)
     task = Task(read_prompts(data, o.prompt_file), o.sampler, stop)
 
@@ -161,15 +169,15 @@ def run(o: Options) -> int:
         )  # fmt: skip
 
     # render
-    emit(o.output, written(report, o.format))
+    emit(o.output, written(report, o.format, profile=o.profile))
     broken = broken_promises(report["rows"])
     if broken:
         streams.complain(f"{'; '.join(broken)}: not the bytes of ar, which were promised; see bltcli verify")
     return BROKEN if broken else 0
 
 
-def written(report: dict[str, Any], form: str) -> bytes:
-    """The report in one of FORMATS."""
+def written(report: dict[str, Any], form: str, *, profile: bool = False) -> bytes:
+    """The report in one of FORMATS; `profile`: with the table of where the time goes."""
     if form == "json":
         return render.to_json(report)
     if form == "html":
@@ -177,9 +185,12 @@ def written(report: dict[str, Any], form: str) -> bytes:
 
         return as_html(report).encode()
     from bltcli.bench import formats
+    from bltcli.bench.where import time_table
 
-    make = {"table": formats.as_text, "md": formats.as_markdown, "csv": formats.as_csv}[form]
-    return make(report).encode()
+    if form == "csv":
+        return formats.as_csv(report).encode()
+    make = {"table": formats.as_text, "md": formats.as_markdown}[form]
+    return make(report, *([time_table(report)] if profile else [])).encode()
 
 
 def check_output(file: str | None) -> None:
