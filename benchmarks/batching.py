@@ -1,6 +1,6 @@
-"""What batches of texts gain: translations by the built-in model, batch sizes and methods in turns, outputs compared.
+"""What batches of texts gain: translations into French, batch sizes and methods in turns, outputs compared.
 
-python benchmarks/batching.py LINES_OF_ENGLISH
+python benchmarks/batching.py LINES_OF_ENGLISH [-m BUNDLE] [--run SETTING]... [--out FILE.jsonl]
 """
 
 from __future__ import annotations
@@ -42,12 +42,17 @@ def translate(predictor: Predictor, file: Path, max_bytes: int) -> tuple[list[by
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
+    parser.add_argument("-m", "--model", default=None)
     parser.add_argument("--max-bytes", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--run", action="append", default=None, help="setting, such as 'blt-s k=4'; repeatable")
+    parser.add_argument("--out", type=Path, default=RESULTS / "batching.jsonl")
     o = parser.parse_args()
     runs = o.run or ["ar", "blt-s k=8"]
-    predictors = {(run, rows): Predictor(method=parse_setting(run)[0], rows=rows) for run, rows in product(runs, SIZES)}
+    predictors = {
+        (run, rows): Predictor(model=o.model, method=parse_setting(run)[0], rows=rows)
+        for run, rows in product(runs, SIZES)
+    }
     seconds: dict[tuple[str, int], list[tuple[float, float]]] = {key: [] for key in predictors}
     texts, counts = {}, {}
     for _ in range(o.repeats):
@@ -83,7 +88,7 @@ def main() -> None:
             f"per processor second {found['bytes_per_cpu_s']:6.0f} ({found['over_batch_1_cpu']:.2f}x), "
             f"{found['equal_lines']} of {len(expected)} lines equal to {runs[0]} at batch 1"
         )
-    write_rows(RESULTS / "batching.jsonl", rows)
+    write_rows(o.out, rows)
 
 
 if __name__ == "__main__":
