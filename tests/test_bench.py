@@ -25,6 +25,7 @@ from bltcli.bench.paper import beside_paper, parse_paper
 from bltcli.bench.report import broken_promises, make_rows
 from bltcli.bench.run import Report, run_bench
 from bltcli.bench.settings import default_settings, parse_settings, with_reference
+from bltcli.bench.where import time_table
 from bltcli.bundle import Bundle, open_bundle
 from bltcli.checkpoint import open_checkpoint
 from bltcli.decoding import MethodOptions
@@ -143,7 +144,6 @@ def test_a_broken_promise_is_noticed(bundle: Bundle) -> None:
     turns[1][0] = replace(turns[1][0], texts=[turns[1][0].texts[0][:5] + b"\0", turns[1][0].texts[1]])
     rows = make_rows(contenders, turns, {"ort-cpu": 1e9})
     assert broken_promises(rows) == ["blt-s k=4"]
-    assert make_rows(contenders, turns, {})[0]["floor_share"] is None  # of memory that nobody measured, as a GPU's
     assert rows[1]["agreement"]["differs_at"] == 5
     assert "BROKEN PROMISE: differ from byte 5" in equality(rows[1])
 
@@ -179,6 +179,21 @@ def test_rows_are_told_by_arithmetic_on_their_turns(bundle: Bundle) -> None:
         assert row["predicted_speedup"]["nfe"] == pytest.approx(predicted)
         assert row["conversion"]["nfe"] == pytest.approx(row["speedup"]["median"] / predicted)
         assert row["gb_saving"] == pytest.approx(1 - row["paper_gb"] / rows[0]["paper_gb"])
+
+
+def test_without_the_bandwidth_of_a_memory_there_is_no_floor(bundle: Bundle) -> None:
+    contenders = open_contenders(parse_settings(["ar"]), lambda _: bundle, TASK, engine="auto", threads=0)
+    turns = take_turns(contenders, 1)
+    rows = make_rows(contenders, turns, {})  # as for a GPU's
+    assert rows[0]["floor_share"] is None
+    assert [line[1] for line in time_table({"rows": rows}).rows] == [
+        "patcher",
+        "encoder",
+        "global",
+        "decoder",
+        "Python",
+    ]
+    assert "(floor)" in str(time_table({"rows": make_rows(contenders, turns, {"ort-cpu": 1e9})}))
 
 
 def test_speed_is_measured_against_the_fastest_plain_ar(report: Report) -> None:

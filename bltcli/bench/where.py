@@ -28,7 +28,8 @@ def _lines(row: Row) -> list[list[str]]:
         lines.append([row["setting"], graph, f"{calls / new_bytes:.2f}", per_call, *_time(spent, seconds, new_bytes)])
     outside = row["python_share"] * seconds
     lines.append([row["setting"], "Python", "", "", *_time(outside, seconds, new_bytes)])
-    lines.append([row["setting"], "(floor)", "", "", *_time(row["floor_share"] * seconds, seconds, new_bytes)])
+    if row["floor_share"] is not None:  # of a GPU's memory nothing is known
+        lines.append([row["setting"], "(floor)", "", "", *_time(row["floor_share"] * seconds, seconds, new_bytes)])
     return lines
 
 
