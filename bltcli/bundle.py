@@ -15,7 +15,7 @@ from bltcli.errors import ModelError
 from bltcli.graphs import GRAPHS, GraphName, GraphSpec, Precision, TensorSpec, graph_specs
 
 FORMAT: Final = "bltcli-bundle"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MANIFEST: Final = "manifest.json"
 TABLES: Final = "tables.safetensors"
 GOLDEN: Final = "golden.safetensors"
@@ -53,6 +53,11 @@ class Bundle:
     @property
     def graph_paths(self) -> dict[GraphName, Path]:
         return {name: self.path / str(self.manifest["graphs"][name]["file"]) for name in GRAPHS}
+
+    @property
+    def batched_paths(self) -> dict[GraphName, Path]:
+        """The graphs in the form that ONNX Runtime on the CPU runs for several texts."""
+        return {name: self.path / str(self.manifest["graphs"][name]["batched_file"]) for name in GRAPHS}
 
     @property
     def weight_bytes(self) -> dict[GraphName, int]:
@@ -134,7 +139,7 @@ def _read(path: Path, raw: bytes, manifest: dict[str, Any]) -> Bundle:
                 raise ModelError(
                     f"{path / MANIFEST}: the {side} of graph {name} are not those its configuration needs; export again"
                 )
-    listed = {manifest["graphs"][name]["file"] for name in GRAPHS} | {TABLES}
+    listed = {manifest["graphs"][name][form] for name in GRAPHS for form in ("file", "batched_file")} | {TABLES}
     unlisted = sorted(str(f) for f in listed if f not in files or Path(f).name != f)
     if unlisted:
         raise ModelError(f"{path / MANIFEST}: no size and hash for {unlisted[0]}; export again")

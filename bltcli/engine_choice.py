@@ -68,7 +68,8 @@ def _once(name: str, bundle: Bundle, load: Callable[[], Opened]) -> Opened:
 def _ort_cpu(bundle: Bundle, rows: int, threads: int) -> Opened:
     from bltcli_engines.onnxruntime_engine import open_onnxruntime
 
-    return open_onnxruntime(bundle.specs, bundle.graph_paths, bundle.weight_bytes, threads, rows)
+    paths = bundle.graph_paths if rows == 1 else bundle.batched_paths
+    return open_onnxruntime(bundle.specs, paths, bundle.weight_bytes, threads, rows)
 
 
 def _ort_cuda(bundle: Bundle, rows: int, threads: int) -> Opened:

@@ -51,6 +51,7 @@ class Pipeline(Texts):
         rows run unpadded: faster, and no promise that speculation equals plain decoding to the last bit."""
         self.engine_name, self.tables, self.bundle_sha256 = runtime.name, tables, ""
         self.row_multiple = runtime.row_multiple if exact else 1
+        self._pairs = exact and runtime.pairs_texts
         self.promised = exact and runtime.promised  # bitwise, that a row's value depends on nothing else in its call
         self.prefill_rows = PREFILL_ROWS // self.row_multiple * self.row_multiple
         self.work = Work()
@@ -62,7 +63,7 @@ class Pipeline(Texts):
         super().__init__(config, rows, runtime.slot_step, *bind_state(self.engines, runtime, rows))
         self._few: Runs | None = None  # the global model for at most half of the rows
         if isinstance(runtime, RunsFewRows) and rows >= FEW:
-            self._few = runtime.few_rows(engines["global"], rows // 2)
+            self._few = runtime.few_rows(engines["global"], rows // 2 + 1)
 
     @property
     def block_size(self) -> int:
@@ -72,10 +73,16 @@ class Pipeline(Texts):
     def nursery(self) -> Pipeline:
         """One more text on the same weights, to run a prompt in while others are decoded; `adopt` takes it in."""
         if self._nursery is None:
-            engines: dict[GraphName, Engine] = {name: counted.engine.fork() for name, counted in self.engines.items()}
-            exact = self.row_multiple == self._runtime.row_multiple
-            self._nursery = Pipeline(self.config, self._runtime, engines, self.tables, exact=exact)
+            self._nursery = self.twin(1)
         return self._nursery
+
+    def twin(self, rows: int) -> Pipeline:
+        """`rows` more texts on the same weights."""
+        engines: dict[GraphName, Engine] = {name: counted.engine.fork() for name, counted in self.engines.items()}
+        exact = self.row_multiple == self._runtime.row_multiple
+        model = Pipeline(self.config, self._runtime, engines, self.tables, rows=rows, exact=exact)
+        model.bundle_sha256 = self.bundle_sha256
+        return model
 
     @property
     def tuned(self) -> MethodOptions | None:
@@ -144,7 +151,10 @@ class Pipeline(Texts):
         parts = [(block[row, :count], revealed[row, :count]) for row, count in enumerate(counts.tolist())]
         return [ids for ids, _ in parts], [logits for _, logits in parts]
 
-    def _pad(self, rows: int) -> int:
+    def _pad(self, rows: int, texts: int | None = None) -> int:
+        """Rows per text of a call whose values count, of which `rows` are needed; `texts`: of how many, default all."""
+        if rows == 1 and self._pairs and (texts or self.rows) % self.row_multiple == 0:
+            return 1
         return -(-rows // self.row_multiple) * self.row_multiple
 
     def _absorb(self, ids: Sequence[IdArray], *, peek: bool) -> tuple[IdArray, Span]:
@@ -178,11 +188,13 @@ class Pipeline(Texts):
 
     def _run_global(self, patches: Patches) -> None:
         counts = np.array([len(row) for row in patches], dtype=np.int64)
-        columns = self._pad(int(counts.max()))
         longest = self._patch_bytes(max(length for row in patches for _, length in row))
         few, chosen = self._few, np.flatnonzero(counts)
         if 2 * len(chosen) > self.rows or few is None:
             few, chosen = None, np.arange(self.rows)
+        elif self._pairs and len(chosen) % self.row_multiple:
+            chosen = np.append(chosen, np.flatnonzero(counts == 0)[0])
+        columns = self._pad(int(counts.max()), len(chosen))
         # a padding patch has one byte, and is written beyond the real ones
         first, length = np.zeros((len(chosen), columns), np.int64), np.ones((len(chosen), columns), np.int64)
         for at, row in enumerate(chosen.tolist()):

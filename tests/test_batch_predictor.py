@@ -57,14 +57,14 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     opened: list[int] = []
     models: list[weakref.ref[ToyModel]] = []
 
-    def open_toy(bundle: object, *, rows: int, **_: Any) -> ToyModel:
+    def open_toy(bundle: object, *, rows: int, **_: Any) -> list[ToyModel]:
         assert not any(model() for model in models), "a model is opened while another one takes up memory"
         opened.append(rows)
         model = FailingModel(LAW, GUESS, rows=rows)
         models.append(weakref.ref(model))
-        return model
+        return [model]
 
-    monkeypatch.setattr(predictor, "open_model", open_toy)
+    monkeypatch.setattr(predictor, "open_lanes", open_toy)
     monkeypatch.setattr(Predictor, "bundle", None)
     monkeypatch.setattr(predictor, "rows_that_fit", lambda bundle, rows, longest: rows)
     monkeypatch.setattr(FailingModel, "bound", 100)
@@ -130,7 +130,7 @@ def test_a_model_that_does_not_open_is_no_texts_fault(toys: list[int], monkeypat
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("the engine does not start")
 
-    monkeypatch.setattr(predictor, "open_model", broken)
+    monkeypatch.setattr(predictor, "open_lanes", broken)
     with pytest.raises(RuntimeError, match="does not start"):
         list(Predictor(rows=2).results(REQUESTS, DecodeStats()))
 
@@ -270,7 +270,7 @@ def test_fewer_rows_are_opened_where_memory_is_short(tiny_bundle: TinyBundle, mo
     enough = int((sum(bundle.weight_bytes.values()) + 2.5 * bytes_per_row(bundle, 100)) / memory.SHARE)
     monkeypatch.setattr(memory, "available_bytes", lambda: enough)
     p = Predictor(model=str(bundle.path), rows=16, notice=told.append)
-    assert p.open(100).rows == 2
+    assert sum(model.rows for model in p.open(100)) == 2
     assert told == ["memory holds 2 texts of 100 bytes at a time, not 16"]
 
 

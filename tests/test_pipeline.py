@@ -8,10 +8,12 @@ import torch
 
 from bltcli.bundle import Bundle
 from bltcli.errors import UsageError
+from bltcli.graphs import GRAPHS
 from bltcli.pipeline import Pipeline, open_model, patch_text
 from bltcli.sampling import FloatArray
 from bltcli.vocab import IdArray, decode, encode
 from bltcli_engines.few_rows import FewRows
+from bltcli_engines.onnxruntime_engine import OrtEngine
 from bltcli_engines.protocol import Arrays
 from tests.conftest import TinyBundle
 from tests.tiny import sample_text
@@ -122,13 +124,33 @@ def test_the_global_model_runs_for_the_rows_that_closed_a_patch(tiny: Bundle, mo
     assert np.array_equal(found, np.stack(alone))
     calls = len(sizes)
     assert 20 < calls < 150
-    assert set(sizes) == {1, 2, 3}
+    assert set(sizes) == {2, 4}  # an even number: single rows count only in pairs
     whole = open_model(tiny, rows=3)  # too few rows to choose among them
     for at in range(150):
-        whole.extend([text[at : at + 1] for text in texts[:3]])
+        logits = whole.extend([text[at : at + 1] for text in texts[:3]])[:, 0]
+        assert np.array_equal(logits, found[:3, at])
     assert model.work.passes()["patcher"] == whole.work.passes()["patcher"]
     assert model.work.kv_bytes < 2 * whole.work.kv_bytes
     assert len(sizes) == calls
+
+
+@pytest.mark.parametrize(("texts", "rows"), [(1, 2), (2, 1), (3, 2), (4, 1)])
+def test_an_even_number_of_texts_runs_one_row_each(
+    tiny: Bundle, texts: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[str, tuple[int, ...]]] = []
+    run_graph = OrtEngine.run
+
+    def record(engine: OrtEngine, feeds: Arrays) -> Arrays:
+        shapes.append((engine.spec.name, feeds["position_ids"].shape))
+        return run_graph(engine, feeds)
+
+    model = open_model(tiny, rows=texts)
+    model.extend([sample_text(20)] * texts)
+    monkeypatch.setattr(OrtEngine, "run", record)
+    for at in range(9):
+        model.extend([np.array([100 + at])] * texts)
+    assert set(shapes) == {(graph, (texts, rows)) for graph in GRAPHS}
 
 
 def test_a_cleared_row_starts_anew(tiny: Bundle) -> None:

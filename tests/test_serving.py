@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
+from bltcli import lanes
 from bltcli.decoding import MethodOptions
-from bltcli.decoding.driver import Request, serve
+from bltcli.decoding.driver import Request
+from bltcli.decoding.lanes import serve_lanes
 from bltcli.decoding.stop import Stop
 from bltcli.errors import UsageError
+from bltcli.lanes import open_lanes
 from bltcli.pipeline import Pipeline, open_model
 from bltcli.sampling import Sampler
 from bltcli.stats import DecodeStats
@@ -40,7 +44,9 @@ def served(
     stats = DecodeStats()
     texts = {request.record: b"" for request in what}
     ended = []
-    for chunk in serve(model, MethodOptions(**options).make(model), what, sampler=SAMPLER, stats=stats, **more):
+    models = model if isinstance(model, list) else [model]
+    pairs = [(model, MethodOptions(**options).make(model)) for model in models]
+    for chunk in serve_lanes(pairs, what, sampler=SAMPLER, stats=stats, **more):
         texts[chunk.record] += chunk.data
         if chunk.finish_reason is not None:
             ended.append(chunk.record)
@@ -76,7 +82,53 @@ def test_texts_over_real_graphs_do_not_depend_on_the_number_of_rows(
     assert served(open_model(bundle, rows=3), options, what[::-1])[0] == expected
 
 
-def test_requests_are_drawn_only_when_a_row_is_free() -> None:
+@pytest.mark.parametrize("options", EVERY, ids=names)
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 2), (2, 2, 5)])
+def test_batches_side_by_side_write_what_one_text_alone_does(options: dict[str, Any], sizes: tuple[int, ...]) -> None:
+    law, guess, what = random_law(3), random_law(3) + random_law(4, 0.5), requests(25)
+    expected, alone = served(ToyModel(law, guess), options, what)
+    models = [ToyModel(law, guess, rows=rows) for rows in sizes]
+    found, stats = served(models, options, what)
+    assert found == expected
+    assert (stats.new_bytes, stats.prompt_bytes) == (alone.new_bytes, alone.prompt_bytes)
+    assert 0 < stats.ttfb_s < stats.wall_s
+    assert all(any(map(len, model.texts)) for model in models)
+
+
+def test_graphs_run_side_by_side_on_the_same_weights(tiny_bundle: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "cores", lambda: 3)
+    bundle, what = tiny_bundle("lookup"), requests(30)
+    expected, alone = served(open_model(bundle), {"method": "blt-s"}, what)
+    models = open_lanes(bundle, rows=8)
+    assert [model.rows for model in models] == [3, 3, 2]
+    sessions = [{name: counted.engine.session for name, counted in model.engines.items()} for model in models]
+    assert sessions[0] == sessions[1] == sessions[2]
+    found, stats = served(models, {"method": "blt-s"}, what)
+    assert found == expected
+    assert (stats.drafted, stats.accepted, stats.patches) == (alone.drafted, alone.accepted, alone.patches)
+    assert {len(open_lanes(bundle, rows=rows, threads=threads)) for rows, threads in ((1, 0), (8, 1))} == {1}
+    assert [model.rows for model in open_lanes(bundle, rows=2)] == [1, 1]
+    assert [model.rows for model in open_lanes(bundle, rows=4, engine="torch")] == [4]
+    with monkeypatch.context() as patch:
+        patch.setattr(lanes, "SMALL_GRAPH_BYTES", 1)
+        assert [model.rows for model in open_lanes(bundle, rows=4)] == [4]
+    monkeypatch.setattr(Pipeline, "engine_name", property(lambda self: "tensorrt", lambda self, name: None), False)
+    assert [model.rows for model in open_lanes(bundle, rows=4)] == [4]  # `auto` found a GPU
+
+
+def test_a_failing_lane_ends_the_others_and_says_why() -> None:
+    class Broken(ToyModel):
+        def extend(self, ids: Any) -> Any:
+            raise RuntimeError("the engine broke")
+
+    law = random_law(1)
+    with pytest.raises(RuntimeError, match="the engine broke"):
+        served([ToyModel(law, law, rows=2), Broken(law, law, rows=2)], {"method": "ar"}, requests(9))
+    assert threading.active_count() == 1
+
+
+@pytest.mark.parametrize("sizes", [(2,), (1, 1)])
+def test_requests_are_drawn_only_when_a_row_is_free(sizes: tuple[int, ...]) -> None:
     drawn = 0
 
     def endless() -> Iterator[Request]:
@@ -85,9 +137,9 @@ def test_requests_are_drawn_only_when_a_row_is_free() -> None:
             drawn += 1
             yield Request(drawn, b"a", Stop(max_bytes=3))
 
-    model = ToyModel(random_law(1), random_law(1), rows=2)
-    method = MethodOptions(method="ar").make(model)
-    chunks = serve(model, method, endless(), sampler=Sampler(ignore_eos=True), stats=DecodeStats())
+    law = random_law(1)
+    pairs = [(model, MethodOptions(method="ar").make(model)) for model in (ToyModel(law, law, rows=n) for n in sizes)]
+    chunks = serve_lanes(pairs, endless(), sampler=Sampler(ignore_eos=True), stats=DecodeStats())
     ended = 0
     while ended < 10:
         ended += next(chunks).finish_reason is not None

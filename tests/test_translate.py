@@ -164,7 +164,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
                     raise RuntimeError("the engine broke")
                 return found
 
-        monkeypatch.setattr(predictor, "open_model", lambda bundle, *, rows, **_: Model(law, law, rows=rows))
+        monkeypatch.setattr(predictor, "open_lanes", lambda bundle, *, rows, **_: [Model(law, law, rows=rows)])
 
     return use
 

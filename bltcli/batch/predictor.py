@@ -16,11 +16,13 @@ from bltcli.batch.ordering import Item, Result, Window, noise_key
 from bltcli.batch.run import run_items
 from bltcli.bundle import Bundle, open_bundle
 from bltcli.decoding import MethodOptions
-from bltcli.decoding.driver import Request, serve
+from bltcli.decoding.driver import Request
+from bltcli.decoding.lanes import serve_lanes
 from bltcli.decoding.stop import Stop
 from bltcli.errors import BltError, UsageError
+from bltcli.lanes import open_lanes
 from bltcli.models import resolve_bundle
-from bltcli.pipeline import Pipeline, open_model
+from bltcli.pipeline import Pipeline
 from bltcli.sampling import Sampler
 from bltcli.stats import DecodeStats
 from bltcli.streams import complain
@@ -50,10 +52,10 @@ class Predictor:
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise UsageError(f"--batch-size is {self.rows}; use at least 1")
-        self._opened: Pipeline | None = None
+        self._opened: list[Pipeline] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
+        return {**self.__dict__, "_opened": []}
 
     @property
     def bundle(self) -> Bundle:
@@ -101,9 +103,8 @@ class Predictor:
     def _served(self, feed: _Feed, stats: DecodeStats, longest: int) -> Iterator[Result]:
         outputs: dict[int, bytearray] = {}
         refused: list[Result] = []
-        model = self.open(longest)
-        chunks = serve(
-            model, self.method.make(model), feed, sampler=self.sampler, stats=stats,
+        chunks = serve_lanes(
+            [(model, self.method.make(model)) for model in self.open(longest)], feed, sampler=self.sampler, stats=stats,
             refused=lambda request, error: refused.append(Result(request.record, error=str(error))),
         )  # fmt: skip
         for chunk in chunks:
@@ -133,16 +134,17 @@ class Predictor:
                     yield feed.finished(result)
             alone.close()
 
-    def open(self, longest: int) -> Pipeline:
-        """The model, opened for as many texts of `longest` bytes, continuation included, as memory seems to hold."""
-        while self._opened is None:
+    def open(self, longest: int) -> list[Pipeline]:
+        """The model, opened for as many texts of `longest` bytes, continuation included, as memory seems to hold: as
+        one batch or as several side by side."""
+        while not self._opened:
             bundle = self.bundle
             rows = rows_that_fit(bundle, self.rows, longest)
             if rows < self.rows:
                 self.notice(f"memory holds {rows} texts of {longest} bytes at a time, not {self.rows}")
                 self.rows = rows
             try:
-                self._opened = open_model(
+                self._opened = open_lanes(
                     bundle, engine=self.engine, rows=self.rows, threads=self.threads, exact=self.exact
                 )
             except Exception as error:  # engines raise errors of every kind
@@ -154,7 +156,7 @@ class Predictor:
 
     def close(self) -> None:
         """Free the model; it is opened again when it is needed."""
-        self._opened = None
+        self._opened = []
         gc.collect()
 
     def _item(self, batch: Columns, at: int) -> Item:

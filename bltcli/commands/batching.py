@@ -161,7 +161,7 @@ def running(
 def model_facts(predictor: Predictor, longest: int) -> dict[str, Any]:
     """Open the model, so that whatever is wrong with it is said before any input is read; what of it the output depends
     on."""
-    model = predictor.open(longest)
+    model = predictor.open(longest)[0]
     used = predictor.method.resolved(model)
     used.make(model)
     render.detail(f"{predictor.bundle.path} on {model.engine_name}, {used.method}, {predictor.rows} texts at a time")

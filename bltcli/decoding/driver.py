@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -32,6 +33,11 @@ class Chunk:
     record: int
     data: bytes
     finish_reason: FinishReason | None
+
+
+#: A request whose prompt leaves no room to generate, and why.
+Misfit = tuple[Request, UsageError]
+Refused = Callable[[Request, UsageError], None]
 
 
 class CountedModel(ByteModel, Protocol):
@@ -78,60 +84,103 @@ def serve(
     *,
     sampler: Sampler,
     stats: DecodeStats,
-    refused: Callable[[Request, UsageError], None] | None = None,
+    refused: Refused | None = None,
 ) -> Iterator[Chunk]:
     """Continue texts, as many at a time as the model has rows; as one ends, the next request takes its row.
 
     Requests are drawn only when there is a row for them. Counters and clocks go to `stats`, also when the caller stops
     early. A prompt that leaves no room to generate goes to `refused`, or raises its UsageError.
     """
-    began = perf_counter()
-    rows = Rows(model, sampler, stats, len(model.lengths))
-    queue, outputs = iter(requests), dict[int, Output]()
+    began, queue, lane = perf_counter(), iter(requests), Lane(model, method, sampler, stats)
     try:
-        while True:
-            room = model.room.tolist()
-            for row in where(rows.active):
-                yield from _released(rows, outputs[row], row, began, full=room[row] < 1)
-            if _admit(model, rows, queue, outputs, refused):
-                continue  # its first byte may be its last
-            if not where(rows.active):
-                return
-            method.round(rows)
-            stats.rounds += 1
+        while (joining := list(islice(queue, lane.free))) or lane.busy:
+            chunks, misfits = lane.step(joining)
+            yield from chunks
+            hand_back(misfits, refused)
     finally:
-        for row in where(rows.active):
-            rows.finish(row)
+        lane.leave()
         stats.wall_s += perf_counter() - began
 
 
-def _admit(
-    model: CountedModel,
-    rows: Rows,
-    queue: Iterator[Request],
-    outputs: dict[int, Output],
-    refused: Callable[[Request, UsageError], None] | None,
-) -> bool:
-    """Start the next requests in the free rows; whether there were any."""
-    free = where(~rows.active)
-    joining = dict(zip(free, queue, strict=False)) if free else {}
-    if not joining:
-        return False
-    stats, began = rows.stats, perf_counter()
-    texts = {row: encode(request.prompt) for row, request in joining.items()}
-    for row, found in prefill(model, texts, stats):
-        request = joining[row]
-        if isinstance(found, UsageError):
-            if refused is None:
-                raise found
-            refused(request, found)
-            continue
-        outputs[row] = Output(request.stop)
-        stats.prompt_bytes += len(request.prompt)
-        wanted = min(request.stop.max_bytes, model.max_bytes)
-        rows.start(row, texts[row], record=request.record, logits=found, wanted=wanted)
-    stats.prefill_s += perf_counter() - began
-    return True
+def hand_back(misfits: Sequence[Misfit], refused: Refused | None) -> None:
+    """Tell of requests that could not be started, or raise what is wrong with the first."""
+    for request, error in misfits:
+        if refused is None:
+            raise error
+        refused(request, error)
+
+
+class Lane:
+    """Texts over one model: rounds of one method, and between rounds others take the places of those that ended."""
+
+    def __init__(self, model: CountedModel, method: DecodingMethod, sampler: Sampler, stats: DecodeStats) -> None:
+        self._model, self._method, self._began = model, method, perf_counter()
+        self._rows = Rows(model, sampler, stats, len(model.lengths))
+        self._outputs: dict[int, Output] = {}
+
+    @property
+    def free(self) -> int:
+        """How many texts can join."""
+        return len(self._rows.active) - self.busy
+
+    @property
+    def busy(self) -> int:
+        """How many texts are under way."""
+        return sum(self._rows.active.tolist())
+
+    def step(self, joining: Sequence[Request]) -> tuple[list[Chunk], list[Misfit]]:
+        """Start the texts that join, if any, or else decode a round; what is certain then, and who could not join."""
+        misfits: list[Misfit] = []
+        if joining:  # the first byte of a text may be its last
+            misfits = self._admit(joining)
+        else:
+            self._method.round(self._rows)
+            self._rows.stats.rounds += 1
+        room = self._model.room.tolist()
+        chunks = [self._released(row, full=room[row] < 1) for row in where(self._rows.active)]
+        return [chunk for chunk in chunks if chunk is not None], misfits
+
+    def collect(self) -> DecodeStats:
+        """What was counted up to now; the lane begins to count anew."""
+        stats, self._rows.stats = self._rows.stats, DecodeStats()
+        self._model.work = self._rows.stats.decode
+        return stats
+
+    def leave(self) -> None:
+        """Let all texts go."""
+        for row in where(self._rows.active):
+            self._rows.finish(row)
+
+    def _admit(self, joining: Sequence[Request]) -> list[Misfit]:
+        stats, began, misfits = self._rows.stats, perf_counter(), list[Misfit]()
+        requests = dict(zip(where(~self._rows.active), joining, strict=False))
+        texts = {row: encode(request.prompt) for row, request in requests.items()}
+        for row, found in prefill(self._model, texts, stats):
+            request = requests[row]
+            if isinstance(found, UsageError):
+                misfits.append((request, found))
+                continue
+            self._outputs[row] = Output(request.stop)
+            stats.prompt_bytes += len(request.prompt)
+            wanted = min(request.stop.max_bytes, self._model.max_bytes)
+            self._rows.start(row, texts[row], record=request.record, logits=found, wanted=wanted)
+        stats.prefill_s += perf_counter() - began
+        return misfits
+
+    def _released(self, row: int, *, full: bool) -> Chunk | None:
+        """What is certain of one text; closes the row at its end. `full`: its context has no room left."""
+        output, stats = self._outputs[row], self._rows.stats
+        data = output.add(self._rows.take(row))
+        if output.reason is None and full:
+            data += output.end("context")
+        if output.reason is not None:
+            self._rows.finish(row)
+        if not data and output.reason is None:
+            return None
+        if data and not stats.ttfb_s:
+            stats.ttfb_s = perf_counter() - self._began
+        stats.new_bytes += len(data)
+        return Chunk(int(self._rows.records[row]), data, output.reason)
 
 
 def generate_texts(
@@ -151,21 +200,6 @@ def generate_texts(
     for chunk in generate(model, method, prompts, sampler=sampler, stop=stop, stats=stats, records=numbers):
         texts[chunk.record] += chunk.data
     return list(texts.values()), stats
-
-
-def _released(rows: Rows, output: Output, row: int, began: float, *, full: bool) -> Iterator[Chunk]:
-    """What is certain of one text after a round; closes the row at its end. `full`: its context has no room left."""
-    data = output.add(rows.take(row))
-    if output.reason is None and full:
-        data += output.end("context")
-    if output.reason is not None:
-        rows.finish(row)
-    if data or output.reason is not None:
-        stats = rows.stats
-        if data and not stats.ttfb_s:
-            stats.ttfb_s = perf_counter() - began
-        stats.new_bytes += len(data)
-        yield Chunk(int(rows.records[row]), data, output.reason)
 
 
 def prefill(

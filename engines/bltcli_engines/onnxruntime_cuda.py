@@ -79,6 +79,7 @@ class OrtCudaRuntime:
 
     name = "ort-cuda"
     row_multiple = CALL_ROWS
+    pairs_texts = False
     promised = False
     slot_step = 128
 

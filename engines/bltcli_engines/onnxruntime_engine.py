@@ -167,6 +167,10 @@ class OrtRuntime:
     promised = True
     slot_step = 32  # attention computes over all slots: few of them empty is worth new bindings now and then
 
+    def __init__(self, *, batched: bool = False) -> None:
+        """`batched`: the graphs are in their batched form, in which attention itself pads single rows."""
+        self.pairs_texts = batched
+
     def slots(self, axis: str) -> int:
         return 0
 
@@ -189,9 +193,10 @@ def open_onnxruntime(
     *,
     float_activations: bool = False,
 ) -> tuple[OrtRuntime, dict[GraphName, Engine]]:
-    """All graphs in ONNX Runtime on the CPU. ModelError for bfloat16 graphs, which its CPU kernels cannot multiply.
-    `threads` 0: one for a small graph on few texts (`rows`), else all cores; values are the same for any number.
-    `float_activations`: multiply quantised weights with float32, for checks, instead of with int8."""
+    """All graphs in ONNX Runtime on the CPU; for several texts (`rows`), in their batched form. ModelError for bfloat16
+    graphs, which its CPU kernels cannot multiply. `threads` 0: one for a small graph on few texts, else all cores;
+    values are the same for any number. `float_activations`: multiply quantised weights with float32, for checks,
+    instead of with int8."""
     if any(t.dtype == "bfloat16" for spec in specs.values() for t in spec.inputs):
         raise ModelError("ONNX Runtime's CPU has no bfloat16 kernels; export with --precision fp32 or fp16")
     engines: dict[GraphName, Engine] = {
@@ -204,7 +209,7 @@ def open_onnxruntime(
         )
         for name, spec in specs.items()
     }
-    return OrtRuntime(), engines
+    return OrtRuntime(batched=rows > 1), engines
 
 
 def open_session(

@@ -72,7 +72,8 @@ class Runtime(Protocol):
     """A backend whose engines share buffers."""
 
     name: str
-    row_multiple: int  # calls whose values count are padded to a multiple of this many rows
+    row_multiple: int  # calls whose values count are padded to a multiple of this many rows per text
+    pairs_texts: bool  # or to one row of each text, where their number is a multiple of it
     promised: bool  # whether every row's value is then bitwise independent of the rest of its call
     slot_step: int  # buffers that grow have a multiple of this many slots
 

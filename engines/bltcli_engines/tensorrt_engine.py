@@ -110,6 +110,7 @@ class TensorrtRuntime:
 
     name = "tensorrt"
     promised = False
+    pairs_texts = False
     slot_step = 128
 
     def __init__(self, device: Device, library: Library, profile: Profile, rebuild: str) -> None:

@@ -114,6 +114,7 @@ class TorchRuntime:
     """PyTorch: no promise that a row's value is bitwise independent of its call."""
 
     row_multiple = 1
+    pairs_texts = False
     promised = False
     slot_step = 128
 

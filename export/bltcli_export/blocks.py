@@ -43,18 +43,16 @@ def self_attention(
     g: Builder, x: ir.Value, name: str, layer: int, config: StackConfig, rope: tuple[ir.Value, ir.Value]
 ) -> ir.Value:
     """Write this call's keys and values into the cache, attend over the whole cache under `attn_bias`."""
-    kv = config.num_kv_heads * config.head_dim
-    weights = [f"{name}.{part}_proj.weight" for part in "qkv"]
-    q, k, v = (
-        g.op("Transpose", g.reshape(part, 0, 0, -1, config.head_dim), perm=[0, 2, 1, 3])
-        for part in g.split(g.op("MatMul", x, g.weight(*weights)), [config.hidden_size, kv, kv])
-    )
-    position_ids, write_indices = g.inputs["position_ids"], g.inputs["write_indices"]
-    q, k = (g.op("RotaryEmbedding", part, *rope, position_ids, interleaved=1) for part in (q, k))
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    joined = g.op("MatMul", x, g.weight(*(f"{name}.{part}_proj.weight" for part in "qkv")))
+    joined = g.reshape(joined, 0, 0, heads + 2 * kv_heads, config.head_dim)
+    qk, v = g.split(g.op("Transpose", joined, perm=[0, 2, 1, 3]), [heads + kv_heads, kv_heads], axis=1)
+    qk = g.op("RotaryEmbedding", qk, *rope, g.inputs["position_ids"], interleaved=1)
+    q, k = g.split(qk, [heads, kv_heads], axis=1)
     caches = []
     for part, rows in (("key", k), ("value", v)):
         past = f"past_key_values.{layer}.{part}"
-        present = g.op("TensorScatter", g.inputs[past], rows, write_indices, axis=2)
+        present = g.op("TensorScatter", g.inputs[past], rows, g.inputs["write_indices"], axis=2)
         g.output(present_name(past), present)
         caches.append(present)
     out = g.op("Attention", q, *caches, g.inputs["attn_bias"])  # [b, H, q, hd]

@@ -62,10 +62,9 @@ class Builder:
     def op(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         return self.tape.op(op_type, list(inputs), attributes or None)
 
-    def split(self, value: ir.Value, sizes: Sequence[int]) -> Sequence[ir.Value]:
-        """Split the last axis."""
+    def split(self, value: ir.Value, sizes: Sequence[int], *, axis: int = -1) -> Sequence[ir.Value]:
         parts: Sequence[ir.Value] = self.tape.op_multi_out(
-            "Split", [value, self.ints(*sizes)], {"axis": -1}, num_outputs=len(sizes)
+            "Split", [value, self.ints(*sizes)], {"axis": axis}, num_outputs=len(sizes)
         )
         return parts
 

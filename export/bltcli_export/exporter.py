@@ -38,6 +38,7 @@ from bltcli.errors import ModelError, UsageError
 from bltcli.graphs import DTYPES as GRAPH_DTYPES
 from bltcli.graphs import GRAPHS, Precision
 from bltcli.quantised import block_of
+from bltcli_export.batched import write_batched
 from bltcli_export.builder import IR_VERSION, OPSET, Builder
 from bltcli_export.graphs import build_graph
 
@@ -105,8 +106,10 @@ def _write(
         notice(f"writing {name}.onnx")
         g = build_graph(name, checkpoint.config, checkpoint.weights, precision)
         save_graph(g, folder / f"{name}.onnx")
+        write_batched(folder / f"{name}.onnx", folder / f"{name}.batched.onnx")
         graphs[name] = {
             "file": f"{name}.onnx",
+            "batched_file": f"{name}.batched.onnx",
             "parameters": g.parameters,
             "weight_bytes": weight_bytes(g),
             "inputs": [tensor_entry(t) for t in g.spec.inputs],
@@ -135,6 +138,7 @@ def _check(checkpoint: Checkpoint, folder: Path, precision: Precision) -> Parity
         for graph in GRAPHS:
             g = build_graph(graph, checkpoint.config, checkpoint.weights, "fp32", round_to="bfloat16")
             save_graph(g, twin / f"{graph}.onnx")
+            write_batched(twin / f"{graph}.onnx", twin / f"{graph}.batched.onnx")
         shutil.copyfile(folder / TABLES, twin / TABLES)
         manifest = json.loads((folder / MANIFEST).read_bytes())
         graphs = manifest["graphs"]

@@ -121,18 +121,21 @@ def _check_torch(
     if rounded_to is not None:
         round_weights(model, rounded_to)
     parity = Parity("torch model", tolerance)
-    _, engines = open_onnxruntime(
-        bundle.specs, bundle.graph_paths, bundle.weight_bytes, float_activations=float_activations
-    )
-    twins: dict[GraphName, TwinEngine] = {name: TwinEngine(engine, model, parity) for name, engine in engines.items()}
-    pipeline = Pipeline(bundle.config, TwinRuntime(), twins, bundle.tables(), rows=2)
     length = min(_TEXT_BYTES, bundle.config.max_bytes - 1)
     texts = [sample_ids(length, seed) for seed in (0, 1)]
-    for long, short in zip(_pieces(texts[0]), _pieces(texts[1], slow=True), strict=False):
-        pipeline.extend([long, short])
-        lengths = pipeline.lengths.copy()
-        pipeline.extend([long[:3], short[:0]])
-        pipeline.rewind(lengths)
+    for rows, paths in ((1, bundle.graph_paths), (2, bundle.batched_paths)):
+        _, engines = open_onnxruntime(
+            bundle.specs, paths, bundle.weight_bytes, rows=rows, float_activations=float_activations
+        )
+        twins: dict[GraphName, TwinEngine] = {
+            name: TwinEngine(engine, model, parity) for name, engine in engines.items()
+        }
+        pipeline = Pipeline(bundle.config, TwinRuntime(batched=rows > 1), twins, bundle.tables(), rows=rows)
+        for long, short in zip(_pieces(texts[0]), _pieces(texts[1], slow=True), strict=False):
+            pipeline.extend([long, short][:rows])
+            lengths = pipeline.lengths.copy()
+            pipeline.extend([long[:3], short[:0]][:rows])
+            pipeline.rewind(lengths)
     return parity.require()
 
 

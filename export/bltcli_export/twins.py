@@ -59,6 +59,9 @@ class TwinRuntime:
     promised = True
     slot_step = 128
 
+    def __init__(self, *, batched: bool) -> None:
+        self.pairs_texts = batched
+
     def slots(self, axis: str) -> int:
         return 0
 
