@@ -28,7 +28,7 @@ Row = dict[str, Any]
 #: Stages that need no engine, then those that are run per model, precision and engine.
 ONCE: Final = ("environment", "bandwidth")
 PER_BUNDLE: Final = ("validity", "build", "engines")
-PER_ENGINE: Final = ("graphs", "rows", "ar", "verify", "times", "methods")
+PER_ENGINE: Final = ("graphs", "rows", "ar", "verify", "times", "methods", "replayed")
 LEAST_SECONDS: Final = 20  # a stage is not begun with less time than this
 LARGEST_SHARE: Final = 0.9  # of the minutes: a stage that had as much and did not end is not tried again
 
@@ -89,7 +89,7 @@ def summary(rows: Sequence[Row]) -> str:
             lines.append(
                 f"{where}: {'failed: ' if 'failed' in row else 'absent: '}{row.get('failed', row.get('absent'))}"
             )
-        elif row["stage"] == "methods" and "speedup" in row:
+        elif row["stage"] in ("methods", "replayed") and "speedup" in row:
             same = f"{row['equal_texts']} of {row['texts']} texts as ar's"
             lines.append(f"{where}: {row['setting']}: {row['bytes_per_s']:.0f} bytes/s, "
                          f"{row['speedup']['median']:.2f} times ar, {same}")  # fmt: skip
@@ -108,8 +108,9 @@ def plan(o: argparse.Namespace) -> Iterator[tuple[str, str, str, str]]:
         yield from ((stage, model, precision, "") for stage in PER_BUNDLE if stage in stages or stage == "engines")
         found = [row for row in read_rows(o.out) if row.get("model") == model and row.get("precision") == precision]
         engines = [row["opened"] for row in found if "opened" in row]
+        other = "methods" if model == str(o.large) else "replayed"  # random weights draft at random
         for engine in engines[-1] if engines else []:
-            yield from ((stage, model, precision, engine) for stage in PER_ENGINE if stage in stages)
+            yield from ((stage, model, precision, engine) for stage in PER_ENGINE if stage in stages and stage != other)
 
 
 def named(key: Sequence[str]) -> Row:

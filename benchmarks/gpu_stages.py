@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from replay import SETTINGS, open_replayed, read_recording
 
 from bltcli.bench.floor import Bandwidth
 from bltcli.bench.machine import cores, environment
@@ -278,15 +280,27 @@ def wait(engine: Any) -> None:
 
 def methods(stage: Stage) -> Iterator[Row]:
     """Every method in turns: bytes per second, speed-up over the fastest plain `ar` of this run, repeat by repeat."""
-    bundle = stage.bundle()
     file = Path(__file__).parent / "prompts.jsonl"
     prompts = read_prompts(file.read_bytes(), str(file))
+    yield from compared(stage, (*DEFAULT, *DEFAULT_BLOCKS), prompts, open_model)
+
+
+def replayed(stage: Stage) -> Iterator[Row]:
+    """The same with random weights: what is written, its patches and how far drafts are right are a recording's."""
+    recording = read_recording()
+    yield from compared(stage, SETTINGS, (recording.start(100),), partial(open_replayed, recording))
+
+
+def compared(
+    stage: Stage, settings: Sequence[str], prompts: tuple[bytes, ...], opener: Callable[..., Pipeline]
+) -> Iterator[Row]:
+    bundle = stage.bundle()
     task = Task(prompts, Sampler(ignore_eos=True), Stop(max_bytes=stage.new_bytes))
-    chosen, usable = parse_settings([*DEFAULT, *DEFAULT_BLOCKS]), []
+    chosen, usable = parse_settings(settings), []
     before = free_bytes()
     for setting in chosen:
         try:
-            usable += open_contenders([setting], lambda _: bundle, task, engine=stage.engine, threads=0)
+            usable += open_contenders([setting], lambda _: bundle, task, engine=stage.engine, threads=0, opener=opener)
         except BltError as error:
             yield {"setting": setting.name, "absent": str(error)}
     turns = take_turns(usable, stage.repeats)
@@ -331,7 +345,7 @@ def write(stage: Stage) -> Iterator[Row]:
     folder, began = Path(stage.model).with_name(Path(stage.model).name + ".checkpoint"), time.perf_counter()
     data = {**RELEASED["1b"][0], "encoder_hash_byte_group_vocab": HASH_VOCAB}
     shutil.rmtree(folder, ignore_errors=True)
-    checkpoint = open_checkpoint(write_random(folder, data))
+    checkpoint = open_checkpoint(write_random(folder, data, patch_bytes=8))
     export_checkpoint(checkpoint, Path(stage.model), precision="fp16", check=False)
     shutil.rmtree(folder)
     bundle = open_bundle(Path(stage.model))
@@ -340,5 +354,6 @@ def write(stage: Stage) -> Iterator[Row]:
 
 STAGES: dict[str, Callable[[Stage], Iterator[Row]]] = {
     "environment": environment_stage, "bandwidth": bandwidth, "validity": validity, "build": build, "engines": engines,
-    "graphs": graphs, "rows": rows, "ar": ar, "verify": verify, "times": times, "methods": methods, "write": write,
+    "graphs": graphs, "rows": rows, "ar": ar, "verify": verify, "times": times, "methods": methods,
+    "replayed": replayed, "write": write,
 }  # fmt: skip

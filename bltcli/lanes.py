@@ -6,16 +6,15 @@ from bltcli.bench.machine import cores
 from bltcli.bundle import Bundle
 from bltcli.pipeline import Pipeline, open_model
 
-#: Of weights, in the largest graph: up to this, a thread beside a batch gains more than a second one inside its graphs.
-SMALL_GRAPH_BYTES = 12_000_000
-
 
 def open_lanes(
     bundle: Bundle, *, engine: str = "auto", rows: int = 1, threads: int = 0, exact: bool = True
 ) -> list[Pipeline]:
     """`rows` texts, shared out among as many pipelines as gain from running side by side (`serve_lanes`): on the CPU
     one per core where the graphs are small, at most `threads` if that is given; else one. See `open_model`."""
-    small = max(bundle.weight_bytes.values()) <= SMALL_GRAPH_BYTES
+    from bltcli_engines.onnxruntime_engine import SMALL_GRAPH_BYTES
+
+    small = max(bundle.weight_bytes.values()) < SMALL_GRAPH_BYTES
     lanes = min(threads or cores(), rows) if small and engine in ("auto", "ort-cpu") else 1
     most = -(-rows // lanes)
     first = open_model(bundle, engine=engine, rows=most, threads=1 if lanes > 1 else threads, exact=exact)

@@ -80,7 +80,7 @@ class Pipeline(Texts):
         """`rows` more texts on the same weights."""
         engines: dict[GraphName, Engine] = {name: counted.engine.fork() for name, counted in self.engines.items()}
         exact = self.row_multiple == self._runtime.row_multiple
-        model = Pipeline(self.config, self._runtime, engines, self.tables, rows=rows, exact=exact)
+        model = type(self)(self.config, self._runtime, engines, self.tables, rows=rows, exact=exact)
         model.bundle_sha256 = self.bundle_sha256
         return model
 

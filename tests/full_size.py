@@ -91,11 +91,13 @@ RELEASED: Final = {
 }
 
 
-def write_random(folder: Path, data: dict[str, Any], *, seed: int = 0, shard_bytes: int = SHARD_BYTES) -> Path:
+def write_random(
+    folder: Path, data: dict[str, Any], *, seed: int = 0, shard_bytes: int = SHARD_BYTES, patch_bytes: int = PATCH_BYTES
+) -> Path:
     """Write a random checkpoint with the configuration `data` (as `published` gives it) to `folder`; a tensor larger
     than `shard_bytes` has a shard of its own. Memory: a few megabytes."""
     folder.mkdir(parents=True)
-    data = {**data, "patching_threshold": NEVER_NATS, "max_patch_length": PATCH_BYTES}
+    data = {**data, "patching_threshold": NEVER_NATS, "max_patch_length": patch_bytes}
     (folder / "config.json").write_text(json.dumps(data, indent=2))
     tensors = {hf.source_names(name)[0]: shape for name, shape in expected_shapes(hf.read_config(data)).items()}
     shards: list[list[str]] = [[]]

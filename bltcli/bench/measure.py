@@ -77,10 +77,16 @@ class Ours:
 
 
 def open_contenders(
-    settings: Sequence[Setting], bundle_of: Callable[[str | None], Bundle], task: Task, *, engine: str, threads: int
+    settings: Sequence[Setting],
+    bundle_of: Callable[[str | None], Bundle],
+    task: Task,
+    *,
+    engine: str,
+    threads: int,
+    opener: Callable[..., Pipeline] = open_model,
 ) -> list[Ours]:
     """One contender per setting, with buffers of its own; those with the same engine, precision and padding share the
-    weights in memory."""
+    weights in memory. `opener` opens a bundle, with the arguments of `open_model`."""
     models: dict[tuple[str, str | None, bool], list[Pipeline]] = {}
     bundles: dict[str | None, Bundle] = {}
     contenders = []
@@ -90,7 +96,7 @@ def open_contenders(
             bundles[setting.precision] = bundle_of(setting.precision)
         bundle = bundles[setting.precision]
         if key not in models:
-            models[key] = [open_model(bundle, engine=key[0], threads=threads, exact=setting.exact)]
+            models[key] = [opener(bundle, engine=key[0], threads=threads, exact=setting.exact)]
         else:
             models[key].append(models[key][-1].nursery)
         used = setting.options.resolved(models[key][0])

@@ -13,6 +13,7 @@ from bltcli.bench.paper import DIFFERENCES
 from bltcli.bench.report import DEFINITIONS, FORMAT, VERSION, make_rows, task_facts
 from bltcli.bench.settings import Setting, with_reference
 from bltcli.bundle import Bundle
+from bltcli.pipeline import Pipeline, open_model
 
 Report = dict[str, Any]
 
@@ -30,14 +31,17 @@ def run_bench(
     paper: tuple[str, str] = ("3B", "FR-EN"),
     others: Sequence[Contender] = (),
     probe_bytes: int | None = None,
+    opener: Callable[..., Pipeline] = open_model,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Report:
     """Run `settings` (and `others`: programs that are not ours) in turns and report, as an object for JSON.
 
     `bundle_of` opens the bundle of a precision (None: the default one). `probe_bytes`: size of the arrays of the
-    bandwidth probe, in place of its own choice. UsageError or ModelError where a setting cannot run on its bundle.
+    bandwidth probe, in place of its own choice. `opener`: see `open_contenders`. UsageError or ModelError where a
+    setting cannot run on its bundle.
     """
-    ours = open_contenders(with_reference(settings), bundle_of, task, engine=engine, threads=threads)
+    chosen = with_reference(settings)
+    ours = open_contenders(chosen, bundle_of, task, engine=engine, threads=threads, opener=opener)
     contenders: list[Contender] = [*ours, *others]
     on_host = [c for c in ours if c.model.engine_name in IN_HOST_MEMORY]
     counts = {c.model.engine_name: engine_threads(c.bundle, c.model.engine_name, threads) for c in on_host}
