@@ -2,13 +2,15 @@
 
     python benchmarks/decode_variants.py [--rows 16] [--new-bytes 128] [--repeats 7] [--out FILE.jsonl]
 
-Variants: steps in which caches grow, the global model for all rows instead of those that closed a patch, one thread.
+Variants: steps in which caches grow, the global model for all rows instead of those that closed a patch, two rows
+per text in every call, one thread, a batch per core side by side.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,10 +20,13 @@ from common import RESULTS, write_rows
 from bltcli import pipeline
 from bltcli.bundle import Bundle, open_bundle
 from bltcli.decoding import MethodOptions
-from bltcli.decoding.driver import generate_texts
+from bltcli.decoding.driver import Request
+from bltcli.decoding.lanes import serve_lanes
 from bltcli.decoding.stop import Stop
+from bltcli.lanes import open_lanes
 from bltcli.models import resolve_bundle
 from bltcli.sampling import Sampler
+from bltcli.stats import DecodeStats
 from bltcli_engines.onnxruntime_engine import OrtRuntime
 
 
@@ -31,18 +36,35 @@ class Variant:
     slot_step: int = OrtRuntime.slot_step
     few: int = pipeline.FEW
     threads: int = 0
+    pairs: bool = True
+    lanes: bool = False
 
-    def open(self, bundle: Bundle, rows: int) -> pipeline.Pipeline:
+    def open(self, bundle: Bundle, rows: int) -> list[pipeline.Pipeline]:
         OrtRuntime.slot_step, pipeline.FEW = self.slot_step, self.few  # read when a model is opened
-        return pipeline.open_model(bundle, rows=rows, threads=self.threads)
+        if self.lanes:
+            return open_lanes(bundle, rows=rows)
+        model = pipeline.open_model(bundle, rows=rows, threads=self.threads)
+        model._pairs = model._pairs and self.pairs
+        return [model]
 
 
 VARIANTS = (
     Variant("as it is"),
     *(Variant(f"caches grow by {step}", slot_step=step) for step in (16, 64, 128)),
     Variant("global model for all rows", few=2**30),
+    Variant("two rows per text", pairs=False),
     Variant("one thread", threads=1),
+    Variant("a batch per core", lanes=True),
 )
+
+
+def run(models: Sequence[pipeline.Pipeline], requests: Sequence[Request]) -> tuple[dict[int, bytes], float]:
+    """The texts by number, and seconds."""
+    pairs = [(model, MethodOptions(method="ar").make(model)) for model in models]
+    texts, stats = dict.fromkeys(range(len(requests)), b""), DecodeStats()
+    for chunk in serve_lanes(pairs, requests, sampler=Sampler(ignore_eos=True), stats=stats):
+        texts[chunk.record] += chunk.data
+    return texts, stats.wall_s
 
 
 def main() -> None:
@@ -54,16 +76,17 @@ def main() -> None:
     o = parser.parse_args()
     bundle = open_bundle(resolve_bundle(None, None, lambda line: print(line, file=sys.stderr)))
     models = [(variant, variant.open(bundle, o.rows)) for variant in VARIANTS]
-    prompts = [f"en>fr\nOpen page {number} and select the language.\n".encode() for number in range(o.rows)]
-    sampler = Sampler(ignore_eos=True)
+    requests = [
+        Request(number, f"en>fr\nOpen page {number} and select the language.\n".encode(), Stop(max_bytes=o.new_bytes))
+        for number in range(o.rows)
+    ]
     seconds: dict[str, list[float]] = {variant.name: [] for variant in VARIANTS}
-    texts: dict[str, list[bytes]] = {}
+    texts: dict[str, dict[int, bytes]] = {}
     for turn in range(o.repeats + 1):
-        for variant, model in models:
-            method, stop = MethodOptions(method="ar").make(model), Stop(max_bytes=o.new_bytes)
-            texts[variant.name], stats = generate_texts(model, method, prompts, sampler=sampler, stop=stop)
+        for variant, own_models in models:
+            texts[variant.name], wall_s = run(own_models, requests)
             if turn:  # the first one warms up
-                seconds[variant.name].append(stats.wall_s)
+                seconds[variant.name].append(wall_s)
     own = seconds[VARIANTS[0].name]
     rows = [
         {
