@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
 import numpy as np
-from replay import SETTINGS, open_replayed, read_recording
+from gpu_methods import methods, replayed, write
+from gpu_stage import Row, Stage, free_bytes
 
 from bltcli.bench.floor import Bandwidth
 from bltcli.bench.machine import cores, environment
-from bltcli.bench.measure import Task, Turn, open_contenders, take_turns
 from bltcli.bench.noise import spread
-from bltcli.bench.prompts import read_prompts
-from bltcli.bench.settings import DEFAULT, DEFAULT_BLOCKS, parse_settings
-from bltcli.bundle import Bundle, open_bundle
+from bltcli.bench.settings import parse_settings
 from bltcli.commands.verify import PROMPTS
 from bltcli.decoding import MethodOptions
 from bltcli.decoding.driver import generate_texts
@@ -28,47 +24,17 @@ from bltcli.differences import NEAR_TIE, Run, explain
 from bltcli.engine_choice import OPENERS
 from bltcli.errors import BltError, ModelError
 from bltcli.graphs import GRAPHS
-from bltcli.models import resolve_bundle
 from bltcli.pipeline import Pipeline, open_model
 from bltcli.sampling import FloatArray, Sampler
 from bltcli.verify import Verification
 from bltcli.vocab import encode
 from bltcli_engines.tensorrt_build import find_library
 
-Row = dict[str, Any]
-
 GPU_ENGINES = ("tensorrt", "ort-cuda", "torch-cuda")  # best first
 CPU_ENGINES = ("ort-cpu", "torch")  # where there is no GPU
 PADDINGS = (1, 2, 4, 8, 16, 32)
 RUNS = 50  # of a graph, timed one by one
-HASH_VOCAB = 50_002  # of the large model: host tables take no part in what is measured
 TEXT = b"The same bytes, whatever the company: one piece, byte by byte, or beside other texts. 0123456789" * 4
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage on one model and engine."""
-
-    stage: str
-    model: str
-    precision: str
-    engine: str
-    prompts: int
-    new_bytes: int
-    repeats: int
-    bytes_per_s: float | None = None  # of memory, where the stage "bandwidth" has run
-
-    def share(self, bytes_per_s: float) -> float | None:
-        """Of the measured bandwidth; above 1 where weights stay in a cache."""
-        return None if self.bytes_per_s is None else bytes_per_s / self.bytes_per_s
-
-    def bundle(self, precision: str | None = None) -> Bundle:
-        path = self.model if self.model == "builtin" else str(Path(self.model))
-        wanted = (precision or self.precision or None) if self.model == "builtin" else None
-        return open_bundle(resolve_bundle(path, wanted, print))
-
-    def open(self, engine: str | None = None) -> Pipeline:
-        return open_model(self.bundle(), engine=engine or self.engine)
 
 
 def environment_stage(_: Stage) -> Iterator[Row]:
@@ -149,16 +115,6 @@ def engines(stage: Stage) -> Iterator[Row]:
         del model
     on_gpu = [name for name in GPU_ENGINES if name in opened]
     yield {"opened": on_gpu or [name for name in CPU_ENGINES if name in opened], "refused": refused}
-
-
-def free_bytes() -> int | None:
-    """GPU memory that is free; None without a GPU."""
-    from bltcli_engines.gpu import describe_gpu
-
-    try:
-        return describe_gpu().free_bytes
-    except ModelError:
-        return None
 
 
 def graphs(stage: Stage) -> Iterator[Row]:
@@ -276,80 +232,6 @@ def wait(engine: Any) -> None:
 
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-
-
-def methods(stage: Stage) -> Iterator[Row]:
-    """Every method in turns: bytes per second, speed-up over the fastest plain `ar` of this run, repeat by repeat."""
-    file = Path(__file__).parent / "prompts.jsonl"
-    prompts = read_prompts(file.read_bytes(), str(file))
-    yield from compared(stage, (*DEFAULT, *DEFAULT_BLOCKS), prompts, open_model)
-
-
-def replayed(stage: Stage) -> Iterator[Row]:
-    """The same with random weights: what is written, its patches and how far drafts are right are a recording's."""
-    recording = read_recording()
-    yield from compared(stage, SETTINGS, (recording.start(100),), partial(open_replayed, recording))
-
-
-def compared(
-    stage: Stage, settings: Sequence[str], prompts: tuple[bytes, ...], opener: Callable[..., Pipeline]
-) -> Iterator[Row]:
-    bundle = stage.bundle()
-    task = Task(prompts, Sampler(ignore_eos=True), Stop(max_bytes=stage.new_bytes))
-    chosen, usable = parse_settings(settings), []
-    before = free_bytes()
-    for setting in chosen:
-        try:
-            usable += open_contenders([setting], lambda _: bundle, task, engine=stage.engine, threads=0, opener=opener)
-        except BltError as error:
-            yield {"setting": setting.name, "absent": str(error)}
-    turns = take_turns(usable, stage.repeats)
-    used = None if before is None else before - (free_bytes() or 0)
-    plain = min((t for c, t in zip(usable, turns, strict=True) if c.setting.plain), key=seconds_of)
-    reference = next(t for c, t in zip(usable, turns, strict=True) if c.setting.name == "ar")[0].texts
-    for contender, own in zip(usable, turns, strict=True):
-        stats = own[0].stats
-        assert stats is not None
-        read = stats.decode.weight_bytes + stats.decode.kv_bytes
-        yield {
-            "setting": contender.name,
-            "new_bytes": own[0].new_bytes,
-            "bytes_per_s": own[0].new_bytes / seconds_of(own),
-            "speedup": spread([a.seconds / b.seconds for a, b in zip(plain, own, strict=True)]).to_dict(),
-            "equal_texts": sum(a == b for a, b in zip(own[0].texts, reference, strict=True)),
-            "texts": len(reference),
-            "promised": contender.promised,
-            "acceptance_rate": stats.acceptance_rate,
-            "nfe": stats.decode.passes(),
-            "share_of_bandwidth": stage.share(
-                read / median(t.stats.wall_s - t.stats.prefill_s for t in own if t.stats)
-            ),
-            "gpu_bytes_used_by_all": used,
-        }
-
-
-def seconds_of(turns: list[Turn]) -> float:
-    return median(turn.seconds for turn in turns)
-
-
-def write(stage: Stage) -> Iterator[Row]:
-    """A checkpoint with the shapes of the released 1B model and random weights, and its fp16 bundle."""
-    import shutil
-    import sys
-
-    sys.path.append(str(Path(__file__).parents[1]))
-    from bltcli.checkpoint import open_checkpoint
-    from bltcli_export.exporter import export_checkpoint
-    from tests.full_size import RELEASED, write_random
-
-    folder, began = Path(stage.model).with_name(Path(stage.model).name + ".checkpoint"), time.perf_counter()
-    data = {**RELEASED["1b"][0], "encoder_hash_byte_group_vocab": HASH_VOCAB}
-    shutil.rmtree(folder, ignore_errors=True)
-    checkpoint = open_checkpoint(write_random(folder, data, patch_bytes=8))
-    export_checkpoint(checkpoint, Path(stage.model), precision="fp16", check=False)
-    shutil.rmtree(folder)
-    bundle = open_bundle(Path(stage.model))
-    yield {"write_s": time.perf_counter() - began, "parameters": bundle.parameters, "weight_bytes": bundle.weight_bytes}
 
 
 STAGES: dict[str, Callable[[Stage], Iterator[Row]]] = {

@@ -166,6 +166,7 @@ def test_rows_do_not_depend_on_their_call(tiny_bundle: TinyBundle, form: str, ki
     alone = run(open_model(bundle), ids, [1] * 700)
     assert np.array_equal(alone, run(open_model(bundle), ids, [128] * 6))
     assert np.array_equal(alone, run(open_model(bundle, threads=2), ids, uneven(700, 1)))
+    assert np.array_equal(alone[:200], run(open_model(bundle, rows=4), ids[:200], [1] * 200, row=2))  # single rows
     beside = open_model(bundle, rows=3)
     beside.extend([sample_text(90, 5), ids[:0], sample_text(40, 6)])
     assert np.array_equal(alone, run(beside, ids, uneven(700, 2), row=1))
