@@ -51,8 +51,8 @@ def ray_runner(predictor: Predictor, actors: int | None = None) -> Runner:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if predictor.model is not None and Path(predictor.model).exists():
         predictor = replace(predictor, model=str(Path(predictor.model).resolve()))
-    processors = float(predictor.threads or 1)
-    count = actors or max(1, int(ray.cluster_resources().get("CPU", 1) // processors))
+    predictor = replace(predictor, threads=predictor.threads or 1)  # what each actor asks Ray for
+    count = actors or max(1, int(ray.cluster_resources().get("CPU", 1) // predictor.threads))
 
     def run(requests: Iterator[Request]) -> Iterator[Result]:
         texts = list(requests)
@@ -69,7 +69,7 @@ def ray_runner(predictor: Predictor, actors: int | None = None) -> Runner:
         size = min(SENT_PER_ROW * predictor.rows, -(-len(texts) // count))
         sent = ray.data.from_arrow([table.slice(at, size) for at in range(0, len(texts), size)])
         found = sent.map_batches(
-            Actor, fn_constructor_args=(predictor,), batch_format="pyarrow", batch_size=size, num_cpus=processors,
+            Actor, fn_constructor_args=(predictor,), batch_format="pyarrow", batch_size=size, num_cpus=predictor.threads,
             compute=ray.data.ActorPoolStrategy(min_size=min(count, -(-len(texts) // size)), max_size=count),
         )  # fmt: skip
         for row in found.iter_rows():
