@@ -1,11 +1,11 @@
 """Quality against cost: translation test sets under every method, a table for each and one plot.
 
-    python benchmarks/translation.py -m BUNDLE --folder DIR NAME:FROM>TO... [--lines 300] [--tokenize flores101]
+    python benchmarks/translation.py -m BUNDLE --folder DIR NAME:FROM>TO[:LINES]... [--tokenize flores101]
 
-NAME.FROM and NAME.TO in DIR are line-aligned (`scripts/held_out.py` writes some). One text at a time, so that passes
-are those of a text. What was generated is kept in --records, and a run that was interrupted goes on from there. Writes
-benchmarks/results/translation.jsonl and, with --document, a section of docs/results.md with a plot beside it (needs
-matplotlib).
+NAME.FROM and NAME.TO in DIR are line-aligned (`scripts/held_out.py` writes some); LINES of them are translated, 300 if
+not said. One text at a time, so that passes are those of a text. What was generated is kept in --records: a run that
+was interrupted goes on there. Writes benchmarks/results/translation.jsonl and, with --document, a section of
+docs/results.md with a plot beside it (needs matplotlib).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ RUNS = (
     "blt-s k=8 ngram=yes",
     "blt-dv block=8 ngram=yes",
 )
+LINES = 300
 ROWS = RESULTS / "translation.jsonl"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results.md"
 PLOT = "translation.svg"
@@ -38,10 +39,10 @@ Report = dict[str, Any]
 
 
 def evaluate(name: str, o: argparse.Namespace) -> Report:
-    """The report of `bltcli eval mt` on one set, NAME:FROM>TO."""
-    name, _, direction = name.partition(":")
+    """The report of `bltcli eval mt` on one set, NAME:FROM>TO[:LINES]."""
+    name, direction, lines = (*name.split(":"), str(LINES))[:3]
     source, target = (o.folder / f"{name}.{language}" for language in direction.split(">"))
-    command = [sys.executable, "-m", "bltcli", "eval", "mt", "-m", o.model, "--limit", str(o.lines)]
+    command = [sys.executable, "-m", "bltcli", "eval", "mt", "-m", o.model, "--limit", lines]
     command += ["--source", str(source), "--reference", str(target), "--direction", direction]
     command += ["-n", str(o.max_bytes), "--tokenize", o.tokenize, "--format", "json"]
     command += ["--records", str(o.records / f"{name}-{direction.replace('>', '-')}")]
@@ -121,10 +122,9 @@ def draw(reports: Sequence[Report], file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("sets", metavar="NAME:FROM>TO", nargs="+")
+    parser.add_argument("sets", metavar="NAME:FROM>TO[:LINES]", nargs="+")
     parser.add_argument("-m", "--model", default="builtin")
     parser.add_argument("--folder", type=Path, required=True, help="where the sets are")
-    parser.add_argument("--lines", type=int, default=300)
     parser.add_argument("--max-bytes", type=int, default=256)
     parser.add_argument("--tokenize", default="flores101")
     parser.add_argument("--records", type=Path, default=Path("runs/translation"))
