@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from bltcli.nn import Blt
 from bltcli.train.config import OptimiserConfig, PhaseConfig, load_config
 from bltcli.train.data import Corpus, held_out, pack, translation
 from bltcli.train.loop import Figures, Trainer, learning_rate
-from bltcli.train.objective import NextByteObjective, PatcherObjective, predicted
+from bltcli.train.objective import NextByteObjective, PatcherObjective, asked, predicted
 from bltcli.train.recipe import train
 from bltcli.train.start import bytes_per_patch, calibrate, entropies
 from bltcli.vocab import BOS, EOS, OFFSET, PAD, decode, encode
@@ -131,6 +132,23 @@ def test_the_loss_of_packed_documents_is_the_sum_of_their_own_losses(recipe: Pat
         alone = [objective(model, d[None], False) for d in documents]
     assert together.count.item() == sum(a.count.item() for a in alone) == sum(len(d) - 1 for d in documents)
     torch.testing.assert_close(together.loss, torch.stack([a.loss for a in alone]).sum(), rtol=1e-5, atol=1e-4)
+
+
+def test_what_a_translation_is_asked_with_weighs_what_the_recipe_says(recipe: Path) -> None:
+    model, prompt, answer = tiny_model(recipe), b"en>fr\nOne line.\n", b"Une\nligne"
+    packed = np.concatenate([ids_of(b"No tag:\n\nprose"), ids_of(prompt + answer)])[None]
+    counted = asked(packed)[0].tolist()
+    assert counted == [False] * 16 + [True] * len(prompt) + [False] * (len(answer) + 1)
+    assert not asked(ids_of(b"en>f")[None]).any()  # the row ends within a tag
+    with torch.no_grad():
+        whole, none, some = (NextByteObjective(weight)(model, packed, False) for weight in (1.0, 0.0, 0.25))
+    of_prompt = whole.loss - none.loss
+    assert of_prompt > 0
+    torch.testing.assert_close(some.loss, none.loss + 0.25 * of_prompt)
+    assert whole.count == some.count == packed.size - 2
+    nats, count = some.report["bits_per_byte"]
+    assert count == packed.size - 2 - len(prompt)
+    torch.testing.assert_close(nats * math.log(2), none.loss)
 
 
 def test_a_changed_document_leaves_its_neighbours_losses_alone(recipe: Path) -> None:

@@ -34,9 +34,7 @@ def entropy_nats(logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1)
 
 
-def next_byte_loss(logits: Tensor, ids: Tensor, same_document: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of next-byte losses in nats and the number of predicted bytes. logits [b, N, 260], ids [b, N];
-    same_document bool [b, N - 1]: whether byte i + 1 continues the document of byte i."""
+def next_byte_losses(logits: Tensor, ids: Tensor) -> Tensor:
+    """-log p of each next byte in nats, [b, N - 1]. logits [b, N, 260], ids [b, N]."""
     losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-    keep = same_document.flatten()
-    return torch.where(keep, losses, 0.0).sum(), keep.sum()
+    return losses.view(len(ids), -1)

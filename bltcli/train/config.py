@@ -123,6 +123,7 @@ class TrainConfig:
     blt: PhaseConfig
     optimiser: OptimiserConfig
     blocks: BlocksConfig | None = None
+    prompt_weight: float = 1.0  # in the loss of the second phase: of the bytes that a translation is asked with
     licence: dict[str, str] = dataclasses.field(default_factory=dict)  # these two go into the checkpoint as they are
     prompt_format: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -130,6 +131,8 @@ class TrainConfig:
         largest = max(self.blocks.sizes) if self.blocks else 0
         if self.model.block_size != largest:
             raise UsageError(f"model.block_size is {self.model.block_size}, the largest block trained is {largest}")
+        if not 0 <= self.prompt_weight <= 1:
+            raise UsageError(f"prompt_weight is {self.prompt_weight}; use 0 to 1")
 
 
 def load_config(path: Path) -> TrainConfig:

@@ -37,6 +37,7 @@ class BlockDiffusion(Objective):
     block_sizes: tuple[int, ...]  # one is drawn per batch
     blocks_per_row: int  # of the largest size; of smaller ones as many more, so that a row has the same block bytes
     random_starts: float = 0.0  # share of rows whose blocks start anywhere, as under verification
+    prompt_weight: float = 1.0  # of bytes that a translation is asked with, in L_clean
     t: float | None = None  # a fixed masking probability, for measuring
     seed: int = 0
 
@@ -53,7 +54,7 @@ class BlockDiffusion(Objective):
         layout, blocks = prepared
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             clean, masked = decode_with_blocks(model, layout, blocks)
-        terms = next_byte_terms(model, clean, layout.ids)
+        terms = next_byte_terms(model, clean, layout.ids, self.prompt_weight)
         loss, report = masked_terms(masked, *(model.tensor(x) for x in (blocks.targets, blocks.weights, blocks.t)))
         return Terms(terms.loss + loss, terms.count, terms.report | report)
 

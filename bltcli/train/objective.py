@@ -7,14 +7,17 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bltcli.layout import Layout, document_positions
 from bltcli.nn import Blt
 from bltcli.nn.model import causal_mask
-from bltcli.nn.patcher import next_byte_loss
-from bltcli.vocab import PAD, IdArray
+from bltcli.nn.patcher import next_byte_losses
+from bltcli.vocab import OFFSET, PAD, IdArray
+
+_LINE_FEED, _GREATER = OFFSET + ord("\n"), OFFSET + ord(">")
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,11 @@ class PatcherObjective(Objective):
         return next_byte_terms(model, logits, prepared)
 
 
+@dataclass(frozen=True)
 class NextByteObjective(Objective):
     """Next-byte loss of encoder, global model and decoder, on the patches that the frozen patcher gives (float32)."""
+
+    prompt_weight: float = 1.0  # of bytes that a translation is asked with
 
     def prepare(self, model: Blt, ids: IdArray) -> Layout:
         return model.layout(ids)
@@ -65,7 +71,7 @@ class NextByteObjective(Objective):
     def terms(self, model: Blt, prepared: Layout, bf16: bool) -> Terms:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             logits = model(prepared)
-        return next_byte_terms(model, logits, prepared.ids)
+        return next_byte_terms(model, logits, prepared.ids, self.prompt_weight)
 
 
 def predicted(ids: IdArray) -> Tensor:
@@ -74,7 +80,29 @@ def predicted(ids: IdArray) -> Tensor:
     return torch.from_numpy((positions[:, 1:] != 0) & (ids[:, 1:] != PAD))
 
 
-def next_byte_terms(model: Blt, logits: Tensor, ids: IdArray) -> Terms:
-    """Next-byte prediction from logits [b, N, 260]; reports bits per byte, in which EOS counts as a byte."""
-    nats, count = next_byte_loss(logits, model.tensor(ids), predicted(ids).to(model.device))
-    return Terms(nats, count, {"bits_per_byte": (nats.detach() / math.log(2), count)})
+def asked(ids: IdArray) -> Tensor:
+    """bool [b, N - 1]: whether byte i + 1 belongs to what a translation is asked with, its tag line and the line that
+    is to be translated (see `bltcli.prompts`)."""
+    positions, _ = document_positions(ids)
+    columns = np.arange(ids.shape[1])
+    start = columns - positions
+    third, sixth = (np.take_along_axis(ids, np.minimum(start + n, columns[-1]), axis=1) for n in (3, 6))
+    tagged = (third == _GREATER) & (sixth == _LINE_FEED)  # en>fr
+    feeds = np.cumsum(ids == _LINE_FEED, axis=1)
+    lines = feeds - np.take_along_axis(feeds, start, axis=1)  # ended in this document, byte i included
+    return torch.from_numpy((tagged & (lines < 2))[:, :-1])
+
+
+def next_byte_terms(model: Blt, logits: Tensor, ids: IdArray, prompt_weight: float = 1.0) -> Terms:
+    """Next-byte prediction from logits [b, N, 260]; reports bits per byte, in which EOS counts as a byte. With a
+    `prompt_weight` the report is of all bytes but what a translation is asked with."""
+    losses, keep = next_byte_losses(logits, model.tensor(ids)), predicted(ids).to(model.device)
+    if prompt_weight == 1:
+        nats, count = torch.where(keep, losses, 0.0).sum(), keep.sum()
+        return Terms(nats, count, {"bits_per_byte": (nats.detach() / math.log(2), count)})
+    prompt = asked(ids).to(model.device)
+    weights = keep * torch.where(prompt, prompt_weight, 1.0)
+    own = keep & ~prompt
+    nats = torch.where(own, losses.detach(), 0.0).sum()
+    report = {"bits_per_byte": (nats / math.log(2), own.sum())}
+    return Terms((losses * weights).sum(), keep.sum(), report)

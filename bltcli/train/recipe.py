@@ -74,10 +74,11 @@ def objective_of(config: TrainConfig) -> Objective:
     """Next-byte prediction, with block diffusion where the recipe asks for it."""
     blocks = config.blocks
     if blocks is None:
-        return NextByteObjective()
+        return NextByteObjective(config.prompt_weight)
     return BlockDiffusion(
         block_sizes=blocks.sizes,
         blocks_per_row=blocks.per_row,
         random_starts=blocks.random_starts,
+        prompt_weight=config.prompt_weight,
         seed=config.data.seed,
     )
