@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

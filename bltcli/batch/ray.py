@@ -69,7 +69,8 @@ def ray_runner(predictor: Predictor, actors: int | None = None) -> Runner:
         size = min(SENT_PER_ROW * predictor.rows, -(-len(texts) // count))
         sent = ray.data.from_arrow([table.slice(at, size) for at in range(0, len(texts), size)])
         found = sent.map_batches(
-            Actor, fn_constructor_args=(predictor,), batch_format="pyarrow", batch_size=size, num_cpus=predictor.threads,
+            Actor, fn_constructor_args=(predictor,), batch_format="pyarrow", batch_size=size,
+            num_cpus=predictor.threads,
             compute=ray.data.ActorPoolStrategy(min_size=min(count, -(-len(texts) // size)), max_size=count),
         )  # fmt: skip
         for row in found.iter_rows():
