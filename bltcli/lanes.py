@@ -6,16 +6,19 @@ from bltcli.bench.machine import cores
 from bltcli.bundle import Bundle
 from bltcli.pipeline import Pipeline, open_model
 
+MOST = 4  # lanes share one interpreter, which a small model keeps busy for a tenth to a fourth of a lane's time
+LEAST_ROWS = 2
+
 
 def open_lanes(
     bundle: Bundle, *, engine: str = "auto", rows: int = 1, threads: int = 0, exact: bool = True
 ) -> list[Pipeline]:
     """`rows` texts, shared out among as many pipelines as gain from running side by side (`serve_lanes`): on the CPU
-    one per core where the graphs are small, at most `threads` if that is given; else one. See `open_model`."""
+    one per core where the graphs are small, at most MOST and `threads` if that is given; else one. See `open_model`."""
     from bltcli_engines.onnxruntime_engine import SMALL_GRAPH_BYTES
 
     small = max(bundle.weight_bytes.values()) < SMALL_GRAPH_BYTES
-    lanes = min(threads or cores(), rows) if small and engine in ("auto", "ort-cpu") else 1
+    lanes = max(1, min(threads or cores(), rows // LEAST_ROWS, MOST)) if small and engine in ("auto", "ort-cpu") else 1
     most = -(-rows // lanes)
     first = open_model(bundle, engine=engine, rows=most, threads=1 if lanes > 1 else threads, exact=exact)
     if first.engine_name != "ort-cpu" and most < rows:  # a GPU, which one batch uses best

@@ -107,8 +107,9 @@ def test_graphs_run_side_by_side_on_the_same_weights(tiny_bundle: TinyBundle, mo
     found, stats = served(models, {"method": "blt-s"}, what)
     assert found == expected
     assert (stats.drafted, stats.accepted, stats.patches) == (alone.drafted, alone.accepted, alone.patches)
-    assert {len(open_lanes(bundle, rows=rows, threads=threads)) for rows, threads in ((1, 0), (8, 1))} == {1}
-    assert [model.rows for model in open_lanes(bundle, rows=2)] == [1, 1]
+    assert {len(open_lanes(bundle, rows=rows, threads=threads)) for rows, threads in ((1, 0), (3, 0), (8, 1))} == {1}
+    assert [model.rows for model in open_lanes(bundle, rows=5)] == [3, 2]
+    assert len(open_lanes(bundle, rows=64, threads=9)) == lanes.MOST
     assert [model.rows for model in open_lanes(bundle, rows=4, engine="torch")] == [4]
     with monkeypatch.context() as patch:
         patch.setattr(onnxruntime_engine, "SMALL_GRAPH_BYTES", 1)
