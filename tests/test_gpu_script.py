@@ -82,6 +82,10 @@ def test_decoding_stages_say_what_they_found(stages: Any, bundle: Bundle) -> Non
     assert methods["blt-s k=8"]["equal_texts"] == methods["blt-s k=8"]["texts"] == 4
     assert methods["ar"]["nfe"]["decoder"] > 0
     assert methods["ar"]["share_of_bandwidth"] > 0
+    replayed = {row["setting"]: row for row in rows(stages, bundle, "replayed", "ort-cpu")}
+    assert {"ar", "ar exact=no", "blt-s k=8"} <= set(replayed)
+    assert all(row["equal_texts"] == row["texts"] == 1 for row in replayed.values())
+    assert 0 < replayed["blt-s k=8"]["acceptance_rate"] < 1
 
 
 def test_the_script_goes_on_where_it_was_stopped_and_names_what_is_absent(bundle: Bundle, tmp_path: Path) -> None:
