@@ -32,7 +32,7 @@ from bltcli.vocab import encode
 from bltcli_export.exporter import export_checkpoint
 
 PROMPT_BYTES = (50, 500, 1500)
-SETTINGS = ("ar", "ar exact=no", "blt-s k=4")
+SETTINGS = ("ar", "ar exact=no", "blt-s k=4", "ar engine=torch")
 
 
 def stack(width: int, layers: int, heads: int, ffn: int) -> dict[str, int]:
