@@ -24,3 +24,10 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]  # files by name: folders are one's own
     around = {**environment(), "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])}
     write_lines(path, ({**row, **around} for row in rows))
+
+
+def add_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """The same, after the rows that are there."""
+    earlier = path.read_text() if path.exists() else ""
+    write_rows(path, rows)
+    path.write_text(earlier + path.read_text())

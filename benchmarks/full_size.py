@@ -27,7 +27,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import RESULTS, write_rows
+from common import RESULTS, add_rows
 
 from bltcli.bench.floor import Bandwidth
 from bltcli.bench.run import engine_threads
@@ -196,10 +196,7 @@ def main() -> None:
         rows = [{"generate": generate, "bench": bench}[o.step](o.bundle, o.context, o.new_bytes)]
     for row in rows:
         print(row, flush=True)
-    out = RESULTS / "full_size.jsonl"
-    earlier = out.read_text() if out.exists() else ""
-    write_rows(out, rows)
-    out.write_text(earlier + out.read_text())
+    add_rows(RESULTS / "full_size.jsonl", rows)
 
 
 if __name__ == "__main__":

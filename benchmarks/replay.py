@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, write_rows
+from common import RESULTS, add_rows
 
 from bltcli.bench.measure import Task
 from bltcli.bench.prompts import read_prompts
@@ -231,10 +231,7 @@ def main() -> None:
     rows = list(bench(bundle, o.run or [*SETTINGS, *blocks], o.context, o.new_bytes, o.repeats))
     for row in rows:
         print(row["setting"], f"{row['bytes_per_s']['median']:.1f} bytes/s", row.get("speedup"), flush=True)
-    out = RESULTS / "replayed.jsonl"
-    earlier = out.read_text() if out.exists() else ""
-    write_rows(out, rows)
-    out.write_text(earlier + out.read_text())
+    add_rows(RESULTS / "replayed.jsonl", rows)
 
 
 if __name__ == "__main__":
