@@ -202,6 +202,21 @@ def test_blocks_are_a_function_of_the_batch_and_the_seed(model: Blt) -> None:
     assert values[0] == values[1] != values[2]
 
 
+def test_no_block_starts_in_what_a_translation_is_asked_with_where_that_weighs_less(model: Blt) -> None:
+    prompt, answer = b"en>fr\nA line to translate, of some length.\n", b"Une ligne."
+    ids = np.append(encode(prompt + answer), EOS)[None]
+    for random_starts in (0.0, 1.0):
+        objectives = [
+            BlockDiffusion(block_sizes=(4,), blocks_per_row=64, random_starts=random_starts, prompt_weight=weight)
+            for weight in (1.0, 0.5)
+        ]
+        everywhere, answered = (o.prepare(model, ids)[1] for o in objectives)
+        first = len(prompt) + 1  # of the answer
+        assert everywhere.starts[everywhere.weights.any(-1)].min() < first
+        assert answered.starts[answered.weights.any(-1)].min() >= first
+        assert answered.weights.any()
+
+
 def test_the_end_of_an_empty_document_is_worth_a_block() -> None:
     layout = make_layout(
         np.array([[BOS, EOS, PAD]]), np.array([[True, True, True]]), tiny_model("lookup").config.encoder

@@ -106,9 +106,12 @@ def test_a_recipe_with_a_base_says_only_what_differs(tmp_path: Path) -> None:
     config, base = load_config(tmp_path / "recipe.toml"), load_config(tmp_path / "base.toml")
     assert (config.data.seed, config.model.decoder.num_layers) == (9, 3)
     assert (config.data.sources, config.model.encoder) == (base.data.sources, base.model.encoder)
-    (tmp_path / "third.toml").write_text('base = "recipe.toml"\n')
-    with pytest.raises(UsageError, match="must name a recipe without a base"):
-        load_config(tmp_path / "third.toml")
+    (tmp_path / "third.toml").write_text('base = "recipe.toml"\n[data]\nseed = 10\n')
+    third = load_config(tmp_path / "third.toml")
+    assert (third.data.seed, third.model.decoder.num_layers) == (10, 3)
+    (tmp_path / "base.toml").write_text('base = "third.toml"\n' + RECIPE)
+    with pytest.raises(UsageError, match="'base.toml'; it must name another recipe"):
+        load_config(tmp_path / "base.toml")
     (tmp_path / "lost.toml").write_text('base = "nowhere.toml"\n')
     with pytest.raises(UsageError, match=r"nowhere\.toml: No such file"):
         load_config(tmp_path / "lost.toml")

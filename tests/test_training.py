@@ -138,7 +138,7 @@ def test_what_a_translation_is_asked_with_weighs_what_the_recipe_says(recipe: Pa
     model, prompt, answer = tiny_model(recipe), b"en>fr\nOne line.\n", b"Une\nligne"
     packed = np.concatenate([ids_of(b"No tag:\n\nprose"), ids_of(prompt + answer)])[None]
     counted = asked(packed)[0].tolist()
-    assert counted == [False] * 16 + [True] * len(prompt) + [False] * (len(answer) + 1)
+    assert counted == [False] * 16 + [True] * (1 + len(prompt)) + [False] * (len(answer) + 1)
     assert not asked(ids_of(b"en>f")[None]).any()  # the row ends within a tag
     with torch.no_grad():
         whole, none, some = (NextByteObjective(weight)(model, packed, False) for weight in (1.0, 0.0, 0.25))

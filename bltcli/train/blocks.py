@@ -56,9 +56,10 @@ def make_blocks(
     rng: np.random.Generator,
     *,
     random_starts: float = 0.0,
+    skip: NDArray[np.bool_] | None = None,
     t: float | None = None,
 ) -> Blocks:
-    """Draw up to `count` blocks per row without replacement.
+    """Draw up to `count` blocks per row without replacement. None starts where `skip`, bool [b, N], is true.
 
     A share `random_starts` of the rows has them anywhere, as verified decoding has: the byte before the block is the
     pending one, not patched yet, so the block reads the last latent that is complete before that byte.
@@ -68,6 +69,8 @@ def make_blocks(
     """
     b, n = layout.ids.shape
     pools = [block_starts(layout, block_size, anywhere=anywhere) for anywhere in (False, True)]
+    if skip is not None:
+        pools = [pool & ~skip for pool in pools]
     starts, share = np.zeros((b, count), dtype=np.int64), np.zeros((b, count), dtype=np.float32)
     anywhere = np.zeros((b, 1), dtype=np.int64)
     for row in range(b):

@@ -137,7 +137,8 @@ class TrainConfig:
 
 def load_config(path: Path) -> TrainConfig:
     """Read a recipe; unknown or missing keys and wrong types raise UsageError. With `base = "OTHER.toml"`, a file
-    beside it, only what differs from that recipe is written down: tables are merged key by key."""
+    beside it (which may have a base itself), only what differs from that recipe is written down: tables are merged key
+    by key."""
     try:
         table = _load_table(path)
         model = ModelConfig.from_dict(_with_absent(table.pop("model", {})))
@@ -148,14 +149,14 @@ def load_config(path: Path) -> TrainConfig:
         raise UsageError(f"{path}: {error}") from error
 
 
-def _load_table(path: Path, depth: int = 0) -> dict[str, Any]:
+def _load_table(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     base = table.pop("base", None)
     if base is None:
         return table
-    if not isinstance(base, str) or depth:
-        raise UsageError(f"base is {base!r}; it must name a recipe without a base")
-    return _merged(_load_table(path.parent / base, depth + 1), table)
+    if not isinstance(base, str) or path.parent / base in (*above, path):
+        raise UsageError(f"base is {base!r}; it must name another recipe, whose own base is none of those above it")
+    return _merged(_load_table(path.parent / base, (*above, path)), table)
 
 
 def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:

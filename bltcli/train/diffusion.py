@@ -14,7 +14,7 @@ from torch import Tensor
 from bltcli.layout import Layout
 from bltcli.nn import Blt
 from bltcli.train.blocks import Blocks, make_blocks
-from bltcli.train.objective import Objective, Terms, next_byte_terms
+from bltcli.train.objective import Objective, Terms, asked, next_byte_terms
 from bltcli.vocab import IdArray
 
 Report = dict[str, tuple[Tensor, Tensor]]
@@ -37,7 +37,7 @@ class BlockDiffusion(Objective):
     block_sizes: tuple[int, ...]  # one is drawn per batch
     blocks_per_row: int  # of the largest size; of smaller ones as many more, so that a row has the same block bytes
     random_starts: float = 0.0  # share of rows whose blocks start anywhere, as under verification
-    prompt_weight: float = 1.0  # of bytes that a translation is asked with, in L_clean
+    prompt_weight: float = 1.0  # of bytes that a translation is asked with, in L_clean; below 1 no block starts there
     t: float | None = None  # a fixed masking probability, for measuring
     seed: int = 0
 
@@ -47,7 +47,8 @@ class BlockDiffusion(Objective):
         rng = np.random.default_rng([self.seed, zlib.crc32(ids.tobytes())])
         size = int(rng.choice(self.block_sizes))
         count = self.blocks_per_row * max(self.block_sizes) // size
-        return layout, make_blocks(layout, size, count, rng, random_starts=self.random_starts, t=self.t)
+        skip = asked(ids) if self.prompt_weight < 1 else None
+        return layout, make_blocks(layout, size, count, rng, random_starts=self.random_starts, skip=skip, t=self.t)
 
     def terms(self, model: Blt, prepared: tuple[Layout, Blocks], bf16: bool) -> Terms:
         """Both losses; reports bits per byte of the clean rows, and bits and accuracy of masked bytes."""

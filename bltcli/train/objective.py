@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bltcli.layout import Layout, document_positions
@@ -80,17 +81,18 @@ def predicted(ids: IdArray) -> Tensor:
     return torch.from_numpy((positions[:, 1:] != 0) & (ids[:, 1:] != PAD))
 
 
-def asked(ids: IdArray) -> Tensor:
-    """bool [b, N - 1]: whether byte i + 1 belongs to what a translation is asked with, its tag line and the line that
-    is to be translated (see `bltcli.prompts`)."""
+def asked(ids: IdArray) -> NDArray[np.bool_]:
+    """bool [b, N]: which ids a translation is asked with, BOS, its tag line and the line that is to be translated (see
+    `bltcli.prompts`)."""
     positions, _ = document_positions(ids)
     columns = np.arange(ids.shape[1])
     start = columns - positions
     third, sixth = (np.take_along_axis(ids, np.minimum(start + n, columns[-1]), axis=1) for n in (3, 6))
     tagged = (third == _GREATER) & (sixth == _LINE_FEED)  # en>fr
-    feeds = np.cumsum(ids == _LINE_FEED, axis=1)
-    lines = feeds - np.take_along_axis(feeds, start, axis=1)  # ended in this document, byte i included
-    return torch.from_numpy((tagged & (lines < 2))[:, :-1])
+    feed = ids == _LINE_FEED
+    feeds = np.cumsum(feed, axis=1) - feed
+    lines = feeds - np.take_along_axis(feeds, start, axis=1)  # ended in this document before byte i
+    return tagged & (lines < 2)
 
 
 def next_byte_terms(model: Blt, logits: Tensor, ids: IdArray, prompt_weight: float = 1.0) -> Terms:
@@ -100,7 +102,7 @@ def next_byte_terms(model: Blt, logits: Tensor, ids: IdArray, prompt_weight: flo
     if prompt_weight == 1:
         nats, count = torch.where(keep, losses, 0.0).sum(), keep.sum()
         return Terms(nats, count, {"bits_per_byte": (nats.detach() / math.log(2), count)})
-    prompt = asked(ids).to(model.device)
+    prompt = model.tensor(asked(ids)[:, 1:])
     weights = keep * torch.where(prompt, prompt_weight, 1.0)
     own = keep & ~prompt
     nats = torch.where(own, losses.detach(), 0.0).sum()
