@@ -6,6 +6,7 @@ from bltcli.bench.machine import cores
 from bltcli.bundle import Bundle
 from bltcli.pipeline import Pipeline, open_model
 
+SMALL_GRAPH_BYTES = 64_000_000  # of weights: graphs of 2 to 21 MB gain from lanes; larger ones were not measured
 MOST = 4  # lanes share one interpreter, which a small model keeps busy for a tenth to a fourth of a lane's time
 LEAST_ROWS = 2
 
@@ -15,8 +16,6 @@ def open_lanes(
 ) -> list[Pipeline]:
     """`rows` texts, shared out among as many pipelines as gain from running side by side (`serve_lanes`): on the CPU
     one per core where the graphs are small, at most MOST and `threads` if that is given; else one. See `open_model`."""
-    from bltcli_engines.onnxruntime_engine import SMALL_GRAPH_BYTES
-
     small = max(bundle.weight_bytes.values()) < SMALL_GRAPH_BYTES
     lanes = max(1, min(threads or cores(), rows // LEAST_ROWS, MOST)) if small and engine in ("auto", "ort-cpu") else 1
     most = -(-rows // lanes)

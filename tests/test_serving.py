@@ -20,7 +20,6 @@ from bltcli.pipeline import Pipeline, open_model
 from bltcli.sampling import Sampler
 from bltcli.stats import DecodeStats
 from bltcli.vocab import encode
-from bltcli_engines import onnxruntime_engine
 from tests.conftest import TinyBundle
 from tests.test_methods import EVERY, names
 from tests.tiny import sample_text
@@ -112,7 +111,7 @@ def test_graphs_run_side_by_side_on_the_same_weights(tiny_bundle: TinyBundle, mo
     assert len(open_lanes(bundle, rows=64, threads=9)) == lanes.MOST
     assert [model.rows for model in open_lanes(bundle, rows=4, engine="torch")] == [4]
     with monkeypatch.context() as patch:
-        patch.setattr(onnxruntime_engine, "SMALL_GRAPH_BYTES", 1)
+        patch.setattr(lanes, "SMALL_GRAPH_BYTES", 1)
         assert [model.rows for model in open_lanes(bundle, rows=4)] == [4]
     monkeypatch.setattr(Pipeline, "engine_name", property(lambda self: "tensorrt", lambda self, name: None), False)
     assert [model.rows for model in open_lanes(bundle, rows=4)] == [4]  # `auto` found a GPU
