@@ -24,7 +24,8 @@ very losses of a run that was never stopped.
 Examples:
   bltcli train examples/train-builtin.toml --data corpora --out runs/builtin
   bltcli train examples/train-builtin.toml --data corpora --out runs/builtin --resume
-  bltcli train examples/train-builtin-blocks.toml --data corpora --init runs/translation/checkpoint --out runs/blocks""",
+  bltcli train examples/train-builtin-blocks.toml --data corpora --init runs/translation/checkpoint --out runs/blocks
+""",
 )
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @options(
