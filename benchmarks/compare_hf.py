@@ -1,6 +1,6 @@
 """bltcli against Hugging Face's generate on the same random weights, in one run.
 
-    python benchmarks/compare_hf.py [--new-bytes 64] [--repeats 3] [--out FILE.jsonl]
+    python benchmarks/compare_hf.py [--new-bytes 256] [--repeats 3] [--out FILE.jsonl]
 
 The checkpoint is random, 34 M parameters, in Hugging Face form; its threshold is calibrated to about 4 bytes per patch
 (at the released threshold a random model makes patches of one byte). Hugging Face runs with use_cache=False, the only
@@ -69,7 +69,7 @@ def prompt(size: int) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--new-bytes", type=int, default=64)
+    parser.add_argument("--new-bytes", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS / "compare_hf.jsonl")
     options = parser.parse_args()

@@ -142,6 +142,8 @@ def test_both_terms_are_sums_that_share_one_divisor() -> None:
     assert terms.loss.item() == pytest.approx((2 * 95 + weights) * np.log(260), rel=1e-5)
     bits, count = (float(x) for x in terms.report["masked_bits_per_byte"])
     assert bits / count == pytest.approx(np.log2(260), rel=1e-5)
+    terms = BlockDiffusion(block_sizes=(4,), blocks_per_row=3, block_weight=0.25)(model, ids, False)
+    assert terms.loss.item() == pytest.approx((2 * 95 + 0.25 * weights) * np.log(260), rel=1e-5)
 
 
 def test_training_learns_to_fill_blocks(model: Blt) -> None:

@@ -65,9 +65,9 @@ def test_a_recipe_with_a_wrong_key_or_value_is_refused(recipe: Path, before: str
         load_config(recipe)
 
 
-def test_the_shipped_recipe_reads_and_its_weights_stay_under_twelve_megabytes() -> None:
-    config = load_config(Path(__file__).parents[1] / "examples" / "train-builtin.toml")
-    assert 2 * sum(int(np.prod(shape)) for shape in expected_shapes(config.model).values()) < 12_000_000
+def test_the_shipped_recipe_reads_and_its_weights_stay_under_24_megabytes() -> None:
+    config = load_config(Path(__file__).parents[1] / "examples" / "train-builtin-blocks.toml")
+    assert 2 * sum(int(np.prod(shape)) for shape in expected_shapes(config.model).values()) < 24_000_000
 
 
 # data

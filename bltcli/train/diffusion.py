@@ -23,13 +23,13 @@ ACCURACY_BINS = ("0_25", "25_50", "50_75", "75_100")  # of t, in percent
 
 @dataclass(frozen=True, kw_only=True)
 class BlockDiffusion(Objective):
-    """Loss = L_clean + L_mask (Fast BLT, training of BLT-D, both weighing 1):
+    """Loss = L_clean + block_weight * L_mask (Fast BLT, training of BLT-D, where both weigh 1):
 
         L_clean = - sum over bytes of log p(next byte)
         L_mask  = - sum over blocks of 1/t * sum over its masked bytes of log p(byte at its own position)
 
     Both are sums over the batch, and the trainer divides their sum by one number, the count of predicted clean bytes.
-    So they keep the paper's 1:1 weight whatever the batch; per clean byte L_mask weighs about B / (bytes per patch)
+    So they keep their weights whatever the batch; per clean byte L_mask weighs about B / (bytes per patch)
     times a mean masked loss. Only some blocks of a row are run, each weighing as much as those it stands for, so that
     the expected loss stays that of all blocks.
     """
@@ -37,6 +37,7 @@ class BlockDiffusion(Objective):
     block_sizes: tuple[int, ...]  # one is drawn per batch
     blocks_per_row: int  # of the largest size; of smaller ones as many more, so that a row has the same block bytes
     random_starts: float = 0.0  # share of rows whose blocks start anywhere, as under verification
+    block_weight: float = 1.0
     prompt_weight: float = 1.0  # of bytes that a translation is asked with, in L_clean; below 1 no block starts there
     t: float | None = None  # a fixed masking probability, for measuring
     seed: int = 0
@@ -57,7 +58,7 @@ class BlockDiffusion(Objective):
             clean, masked = decode_with_blocks(model, layout, blocks)
         terms = next_byte_terms(model, clean, layout.ids, self.prompt_weight)
         loss, report = masked_terms(masked, *(model.tensor(x) for x in (blocks.targets, blocks.weights, blocks.t)))
-        return Terms(terms.loss + loss, terms.count, terms.report | report)
+        return Terms(terms.loss + self.block_weight * loss, terms.count, terms.report | report)
 
 
 def decode_with_blocks(model: Blt, layout: Layout, blocks: Blocks) -> tuple[Tensor, Tensor]:
