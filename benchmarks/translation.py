@@ -1,10 +1,11 @@
 """Quality against cost: translation test sets under every method, a table for each and one plot.
 
     python benchmarks/translation.py -m BUNDLE --folder DIR NAME:FROM>TO[:LINES]... [--tokenize flores101]
+        [--baseline BUNDLE]
 
 NAME.FROM and NAME.TO in DIR are line-aligned (`scripts/held_out.py` writes some); LINES of them are translated, 300 if
 not said. One text at a time, so that passes are those of a text. What was generated is kept in --records: a run that
-was interrupted goes on there. Writes benchmarks/results/translation.jsonl and, with --document, a section of
+was interrupted goes on there. --baseline: a model trained as long on next bytes alone, decoded with ar. Writes benchmarks/results/translation.jsonl and, with --document, a section of
 docs/results.md with a plot beside it (needs matplotlib).
 """
 
@@ -38,15 +39,16 @@ PLOT = "translation.svg"
 Report = dict[str, Any]
 
 
-def evaluate(name: str, o: argparse.Namespace) -> Report:
+def evaluate(name: str, o: argparse.Namespace, model: str, runs: Sequence[str]) -> Report:
     """The report of `bltcli eval mt` on one set, NAME:FROM>TO[:LINES]."""
     name, direction, lines = (*name.split(":"), str(LINES))[:3]
     source, target = (o.folder / f"{name}.{language}" for language in direction.split(">"))
-    command = [sys.executable, "-m", "bltcli", "eval", "mt", "-m", o.model, "--limit", lines]
+    command = [sys.executable, "-m", "bltcli", "eval", "mt", "-m", model, "--limit", lines]
     command += ["--source", str(source), "--reference", str(target), "--direction", direction]
     command += ["-n", str(o.max_bytes), "--tokenize", o.tokenize, "--format", "json"]
-    command += ["--records", str(o.records / f"{name}-{direction.replace('>', '-')}")]
-    command += [word for run in o.run or RUNS for word in ("--run", run)]
+    records = o.records / ("baseline" if model == o.baseline else "")
+    command += ["--records", str(records / f"{name}-{direction.replace('>', '-')}")]
+    command += [word for run in runs for word in ("--run", run)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if done.returncode not in (0, 5):  # 5: texts differ that must not, which the report says
         sys.exit(done.returncode)
@@ -60,15 +62,16 @@ def table(report: Report) -> str:
         "| setting | BLEU | chrF++ | kept | decoder, encoder, global passes | GB saved | bytes/s | bytes per patch |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in report["settings"]:
-        interval = {metric: found["interval"] for metric, found in report["significance"][row["setting"]].items()}
-        scores = [f"{row['scores'][metric]:.1f} ± {interval[metric]:.1f}" for metric in ("BLEU", "chrF++")]
-        passes = ", ".join(f"{row['nfe'][graph]:.0f}" for graph in ("decoder", "encoder", "global"))
-        cells = [
-            row["setting"], *scores, _percent(row["acceptance"]), passes, _percent(row["decrease"]),
-            f"{row['bytes_per_s']:.0f}", f"{row['bytes_per_patch']:.2f}",
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
+    for title, source in (("`ar`, trained on next bytes alone", report.get("baseline")), ("", report)):
+        for row in source["settings"] if source else ():
+            interval = {metric: found["interval"] for metric, found in source["significance"][row["setting"]].items()}
+            scores = [f"{row['scores'][metric]:.1f} ± {interval[metric]:.1f}" for metric in ("BLEU", "chrF++")]
+            passes = ", ".join(f"{row['nfe'][graph]:.0f}" for graph in ("decoder", "encoder", "global"))
+            cells = [
+                title or row["setting"], *scores, _percent(row["acceptance"]), passes, _percent(row["decrease"]),
+                f"{row['bytes_per_s']:.0f}", f"{row['bytes_per_patch']:.2f}",
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -125,6 +128,7 @@ def main() -> None:
     parser.add_argument("sets", metavar="NAME:FROM>TO[:LINES]", nargs="+")
     parser.add_argument("-m", "--model", default="builtin")
     parser.add_argument("--folder", type=Path, required=True, help="where the sets are")
+    parser.add_argument("--baseline", help="a model trained on next bytes alone")
     parser.add_argument("--max-bytes", type=int, default=256)
     parser.add_argument("--tokenize", default="flores101")
     parser.add_argument("--records", type=Path, default=Path("runs/translation"))
@@ -133,7 +137,9 @@ def main() -> None:
     o = parser.parse_args()
     reports = []
     for name in o.sets:
-        reports.append(evaluate(name, o))
+        reports.append(evaluate(name, o, o.model, o.run or RUNS))
+        if o.baseline:
+            reports[-1]["baseline"] = evaluate(name, o, o.baseline, ["ar"])
         print(table(reports[-1]), flush=True)
     write_rows(ROWS, reports)
     if o.document:
