@@ -5,8 +5,9 @@
 
 NAME.FROM and NAME.TO in DIR are line-aligned (`scripts/held_out.py` writes some); LINES of them are translated, 300 if
 not said. One text at a time, so that passes are those of a text. What was generated is kept in --records: a run that
-was interrupted goes on there. --baseline: a model trained as long on next bytes alone, decoded with ar. Writes benchmarks/results/translation.jsonl and, with --document, a section of
-docs/results.md with a plot beside it (needs matplotlib).
+was interrupted goes on there. --baseline: a model trained as long on next bytes alone, decoded with ar. Writes
+benchmarks/results/translation.jsonl and, with --document, a section of docs/results.md with a plot beside it (needs
+matplotlib).
 """
 
 from __future__ import annotations
