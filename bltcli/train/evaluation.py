@@ -37,7 +37,8 @@ def export(run: Run, start: Start, blt: Trainer) -> dict[str, Any]:
         PATCHER_SHA256: patcher_sha256(model.config.patcher, rounded(model)),
     }
     if run.config.blocks:
-        figures["blocks"] = {str(size): evaluate_blocks(model, run.dev, size) for size in run.config.blocks.sizes}
+        weight = run.config.prompt_weight
+        figures["blocks"] = {str(n): evaluate_blocks(model, run.dev, n, weight) for n in run.config.blocks.sizes}
     metadata = {"prompt_format": run.config.prompt_format, "training": figures}
     write_checkpoint(
         run.out / "checkpoint", model.config, rounded(model), licence=run.config.licence, metadata=metadata
@@ -58,12 +59,18 @@ def evaluate(model: Blt, dev: Corpus, objective: Objective) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def evaluate_blocks(model: Blt, dev: Corpus, size: int) -> dict[str, float]:
-    """Held-out blocks of `size` bytes, every byte masked: bits per byte and the share of bytes that one step fills
-    right, for blocks at patch starts and for blocks anywhere, as under verification."""
+def evaluate_blocks(model: Blt, dev: Corpus, size: int, prompt_weight: float = 1.0) -> dict[str, float]:
+    """Held-out blocks of `size` bytes where training has some, every byte masked: bits per byte and the share of bytes
+    that one step fills right, for blocks at patch starts and for blocks anywhere, as under verification."""
     found = {}
     for name, share in (("patch_starts", 0.0), ("anywhere", 1.0)):
-        objective = BlockDiffusion(block_sizes=(size,), blocks_per_row=_MASKED_PER_ROW, random_starts=share, t=1.0)
+        objective = BlockDiffusion(
+            block_sizes=(size,),
+            blocks_per_row=_MASKED_PER_ROW,
+            random_starts=share,
+            prompt_weight=prompt_weight,
+            t=1.0,
+        )
         means = Figures.of([objective(model, dev.batch(n), False) for n in range(_MASKED_BATCHES)]).means()
         found[f"dev_masked_bits_per_byte_{name}"] = round(means["masked_bits_per_byte"], 4)
         found[f"dev_one_step_accuracy_{name}"] = round(means["masked_accuracy_t_75_100"], 4)
