@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,12 @@ from bltcli.bench.machine import environment
 RESULTS = Path(__file__).parent / "results"
 
 
+def command() -> str:
+    """What was called. Files by name: folders are one's own."""
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """One JSON object per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -21,8 +28,7 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """The same, each with machine, versions and command."""
-    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]  # files by name: folders are one's own
-    around = {**environment(), "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])}
+    around = {**environment(), "command": command()}
     write_lines(path, ({**row, **around} for row in rows))
 
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, write_rows
+from common import RESULTS, command, write_rows
 from section import write_section
 
 RUNS = (
@@ -44,13 +44,13 @@ def evaluate(name: str, o: argparse.Namespace, model: str, runs: Sequence[str]) 
     """The report of `bltcli eval mt` on one set, NAME:FROM>TO[:LINES]."""
     name, direction, lines = (*name.split(":"), str(LINES))[:3]
     source, target = (o.folder / f"{name}.{language}" for language in direction.split(">"))
-    command = [sys.executable, "-m", "bltcli", "eval", "mt", "-m", model, "--limit", lines]
-    command += ["--source", str(source), "--reference", str(target), "--direction", direction]
-    command += ["-n", str(o.max_bytes), "--tokenize", o.tokenize, "--format", "json"]
+    call = [sys.executable, "-m", "bltcli", "eval", "mt", "-m", model, "--limit", lines]
+    call += ["--source", str(source), "--reference", str(target), "--direction", direction]
+    call += ["-n", str(o.max_bytes), "--tokenize", o.tokenize, "--format", "json"]
     records = o.records / ("baseline" if model == o.baseline else "")
-    command += ["--records", str(records / f"{name}-{direction.replace('>', '-')}")]
-    command += [word for run in runs for word in ("--run", run)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    call += ["--records", str(records / f"{name}-{direction.replace('>', '-')}")]
+    call += [word for run in runs for word in ("--run", run)]
+    done = subprocess.run(call, stdout=subprocess.PIPE, check=False)
     if done.returncode not in (0, 5):  # 5: texts differ that must not, which the report says
         sys.exit(done.returncode)
     return {"set": name, "differ": done.returncode == 5, **json.loads(done.stdout)}
@@ -80,7 +80,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.0f} %"
 
 
-def section(reports: Sequence[Report], arguments: str) -> str:
+def section(reports: Sequence[Report]) -> str:
     """All sets as Markdown."""
     signatures = "; ".join(f"{name} `{text}`" for name, text in reports[0]["signatures"].items())
     broken = [report["set"] for report in reports if report["differ"]]
@@ -88,7 +88,7 @@ def section(reports: Sequence[Report], arguments: str) -> str:
     head = f"""## Quality against cost
 
 ```sh
-python benchmarks/translation.py {arguments}
+{command()}
 ```
 
 Passes, and GB by the paper's formula, are per text; scores have the 95 % interval of a paired bootstrap. `blt-s`,
@@ -145,7 +145,7 @@ def main() -> None:
     write_rows(ROWS, reports)
     if o.document:
         draw(reports, DOCUMENT.with_name(PLOT))
-        write_section(DOCUMENT, "translation", section(reports, " ".join(sys.argv[1:])))
+        write_section(DOCUMENT, "translation", section(reports))
 
 
 if __name__ == "__main__":
