@@ -110,7 +110,7 @@ def test_a_recipe_with_a_base_says_only_what_differs(tmp_path: Path) -> None:
     third = load_config(tmp_path / "third.toml")
     assert (third.data.seed, third.model.decoder.num_layers) == (10, 3)
     (tmp_path / "base.toml").write_text('base = "third.toml"\n' + RECIPE)
-    with pytest.raises(UsageError, match="'base.toml'; it must name another recipe"):
+    with pytest.raises(UsageError, match=r"'base\.toml'; it must name another recipe"):
         load_config(tmp_path / "base.toml")
     (tmp_path / "lost.toml").write_text('base = "nowhere.toml"\n')
     with pytest.raises(UsageError, match=r"nowhere\.toml: No such file"):
