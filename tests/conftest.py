@@ -127,7 +127,7 @@ def namespaces() -> None:
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     probe = ["unshare", *user, "--mount", "--pid", "--net", "--fork", "mount", "-t", "tmpfs", "none", "/tmp"]
     if version < (5, 12) or shutil.which("unshare") is None or subprocess.run(probe, capture_output=True).returncode:
-        pytest.skip("this kernel gives out no namespaces and mounts")  # reason: a sandbox is built of nothing else
+        pytest.skip(reason="this kernel gives out no namespaces and mounts: there is nothing to build a sandbox of")
 
 
 @pytest.fixture
