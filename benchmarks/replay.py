@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from bltcli.bench.prompts import read_prompts
 from bltcli.bench.run import run_bench
 from bltcli.bench.settings import parse_settings
 from bltcli.bundle import Bundle, open_bundle
-from bltcli.decoding.denoise import Bools, Confidence, OneStep, Unmask
+from bltcli.decoding.denoise import Bools, Certainty, Confidence, OneStep, Unmask
 from bltcli.decoding.driver import generate_texts
 from bltcli.decoding.protocol import Choose
 from bltcli.decoding.rows import count_agreed
@@ -164,11 +164,28 @@ class Replayed(Pipeline):
     def _script(self, pending: int, right: int) -> Choose:
         """Chooses what is written after position `pending`: `right` bytes, then others."""
 
-        def choose(logits: FloatArray, rows: IdArray, positions: IdArray) -> IdArray:
-            wrong = positions > pending + right
-            return np.array([self._next(int(p)) for p in positions]) ^ wrong
+        return Script(self._next, pending + right)
 
-        return choose
+
+SCRIPTED = 1e9  # added to the logit of the id that is to be chosen
+
+
+@dataclass(frozen=True)
+class Script:
+    """Chooses what is to be written, and after position `last` another byte; so does a graph that is told."""
+
+    written: Callable[[int], int]
+    last: int
+    cuts: bool = False
+
+    def __call__(self, logits: FloatArray, rows: IdArray, positions: IdArray) -> IdArray:
+        return np.array([self.written(int(p)) for p in positions]) ^ (positions > self.last)
+
+    def addends(self, positions: IdArray) -> FloatArray:
+        found = np.zeros((*positions.shape, OUTPUT_IDS), dtype=np.float32)
+        ids = self(found, positions, positions.reshape(-1)).reshape(positions.shape)
+        np.put_along_axis(found, ids[..., None], SCRIPTED, axis=-1)
+        return found
 
 
 @dataclass(frozen=True)
@@ -177,7 +194,7 @@ class Evenly:
 
     passes: int
 
-    def reveal(self, logits: FloatArray, masked: Bools) -> Bools:
+    def reveal(self, certainty: Certainty, masked: Bools) -> Bools:
         share = -(-masked.shape[1] // self.passes)
         return masked & (np.cumsum(masked, axis=1) <= share)
 

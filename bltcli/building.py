@@ -87,7 +87,7 @@ def load_engines(bundle: Bundle) -> tuple[TensorrtRuntime, dict[GraphName, Engin
     from bltcli_engines.tensorrt_engine import open_tensorrt
 
     return open_tensorrt(
-        library, cuda_device(), engines, bundle.specs, bundle.weight_bytes, profile, rebuild=store.rebuild
+        library, cuda_device(), engines, bundle.device_specs, bundle.weight_bytes, profile, rebuild=store.rebuild
     )
 
 
@@ -140,8 +140,8 @@ def build_bundle(
 
                 engine = build_engine(
                     library,
-                    bundle.graph_paths[graph],
-                    bundle.specs[graph],
+                    bundle.device_paths[graph],
+                    bundle.device_specs[graph],
                     profile,
                     progress=tell if progress else None,
                     timings=None if library.ahead_of_time else store.timings,  # nothing is measured without a GPU

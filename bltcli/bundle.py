@@ -12,13 +12,14 @@ from typing import Any, Final, cast, get_args
 from bltcli.config import ModelConfig, PatcherConfig
 from bltcli.embeddings import Tables
 from bltcli.errors import ModelError
-from bltcli.graphs import GRAPHS, GraphName, GraphSpec, Precision, TensorSpec, graph_specs
+from bltcli.graphs import GRAPHS, GraphName, GraphSpec, Precision, TensorSpec, choosing_spec, graph_specs
 
 FORMAT: Final = "bltcli-bundle"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 MANIFEST: Final = "manifest.json"
 TABLES: Final = "tables.safetensors"
 GOLDEN: Final = "golden.safetensors"
+CHOOSING: Final = "choosing_file"  # of the decoder, if it looks ids up
 #: Files up to this size are hashed whenever a bundle is opened; larger ones only by `verify_files`.
 HASH_ON_OPEN_BYTES: Final = 64 * 2**20
 
@@ -58,6 +59,20 @@ class Bundle:
     def batched_paths(self) -> dict[GraphName, Path]:
         """The graphs in the form that ONNX Runtime on the CPU runs for several texts."""
         return {name: self.path / str(self.manifest["graphs"][name]["batched_file"]) for name in GRAPHS}
+
+    @property
+    def device_paths(self) -> dict[GraphName, Path]:
+        """The graphs in the form that runs on a GPU: a decoder that looks ids up chooses bytes itself."""
+        graphs = self.manifest["graphs"]
+        return {name: self.path / str(graphs[name].get(CHOOSING, graphs[name]["file"])) for name in GRAPHS}
+
+    @property
+    def device_specs(self) -> dict[GraphName, GraphSpec]:
+        """The I/O tables of `device_paths`."""
+        specs = dict(self.specs)
+        if self.config.decoder.input == "lookup":
+            specs["decoder"] = choosing_spec(specs["decoder"])
+        return specs
 
     @property
     def weight_bytes(self) -> dict[GraphName, int]:
@@ -140,6 +155,8 @@ def _read(path: Path, raw: bytes, manifest: dict[str, Any]) -> Bundle:
                     f"{path / MANIFEST}: the {side} of graph {name} are not those its configuration needs; export again"
                 )
     listed = {manifest["graphs"][name][form] for name in GRAPHS for form in ("file", "batched_file")} | {TABLES}
+    if config.decoder.input == "lookup":
+        listed.add(manifest["graphs"]["decoder"][CHOOSING])
     unlisted = sorted(str(f) for f in listed if f not in files or Path(f).name != f)
     if unlisted:
         raise ModelError(f"{path / MANIFEST}: no size and hash for {unlisted[0]}; export again")

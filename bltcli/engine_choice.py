@@ -76,7 +76,9 @@ def _ort_cuda(bundle: Bundle, rows: int, threads: int) -> Opened:
     from bltcli_engines.onnxruntime_cuda import open_onnxruntime_cuda
 
     return _once(
-        "ort-cuda", bundle, lambda: open_onnxruntime_cuda(bundle.specs, bundle.graph_paths, bundle.weight_bytes)
+        "ort-cuda",
+        bundle,
+        lambda: open_onnxruntime_cuda(bundle.device_specs, bundle.device_paths, bundle.weight_bytes),
     )
 
 

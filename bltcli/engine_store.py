@@ -68,9 +68,9 @@ class EngineStore:
 
     def key(self, graph: GraphName, **fields: Any) -> EngineKey:
         """The key of a graph of this bundle; its hash covers the graph and its weights."""
-        file = str(self.bundle.manifest["graphs"][graph]["file"])
+        file, weights = self.bundle.device_paths[graph].name, f"{self.bundle.graph_paths[graph].name}.data"
         listed = self.bundle.manifest["files"]
-        parts = [listed[name]["sha256"] for name in (file, f"{file}.data") if name in listed]
+        parts = [listed[name]["sha256"] for name in (file, weights) if name in listed]
         return EngineKey(
             graph_sha256=hashlib.sha256("".join(parts).encode()).hexdigest(), precision=self.bundle.precision, **fields
         )

@@ -5,6 +5,8 @@
     global    states, patch_index..  past_latents   -> present_latents
     decoder   ids | states, latents                 -> logits
 
+A decoder that looks ids up has a second form for devices, which chooses bytes itself (`choosing_spec`).
+
 Every `past_*` input and its `present_*` output are one buffer, updated in place. Axes: `batch` records, `rows` byte
 rows of this call, `slots` byte slots of the buffers, `patches` patches closed in this call, `patch_slots` patch slots,
 `patch_bytes` bytes of the longest of those patches.
@@ -33,6 +35,8 @@ DTYPES: Final[dict[Precision, str]] = {
 
 #: Added to the attention scores of what a row must not see. Exactly zero after softmax, and finite in 16 bit.
 MASKED: Final = -30000.0
+#: Added to the logit of an id that must not be chosen, float32: its probability is exactly zero.
+BANNED: Final = -1e30
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,19 @@ def graph_specs(config: ModelConfig, precision: Precision) -> dict[GraphName, Gr
             outputs=(TensorSpec("logits", "float32", ("batch", "rows", OUTPUT_IDS)),),
         ),
     }
+
+
+def choosing_spec(decoder: GraphSpec) -> GraphSpec:
+    """The decoder's table in the form that chooses bytes itself (`bltcli_export.choosing`): the id with the largest
+    logit + addend, and the largest probability and the entropy in nats, both of the model's own distribution."""
+    row = ("batch", "rows")
+    chosen = (
+        TensorSpec("best", "int64", row),
+        TensorSpec("confidence", "float32", row),
+        TensorSpec("entropy", "float32", row),
+    )
+    addend = TensorSpec("addend", "float32", (*row, OUTPUT_IDS))
+    return GraphSpec(decoder.name, (*decoder.inputs, addend), decoder.outputs + chosen)
 
 
 def _graph(

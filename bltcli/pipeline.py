@@ -14,9 +14,9 @@ import numpy as np
 from bltcli.bundle import Bundle
 from bltcli.config import ModelConfig
 from bltcli.decoding import MethodOptions
-from bltcli.decoding.denoise import Unmask
+from bltcli.decoding.denoise import Certainty, OfLogits, Told, Unmask
 from bltcli.decoding.driver import run_whole
-from bltcli.decoding.protocol import Choose
+from bltcli.decoding.protocol import Choose, TellsGraphs
 from bltcli.embeddings import Tables
 from bltcli.errors import UsageError
 from bltcli.graphs import GraphName
@@ -26,7 +26,7 @@ from bltcli.stats import Work
 from bltcli.texts import PREFILL_ROWS, Patches, Span, Texts
 from bltcli.vocab import MASK, OUTPUT_IDS, IdArray, encode
 from bltcli_engines.counting import CountingEngine
-from bltcli_engines.protocol import Engine, Runs, RunsFewRows, Runtime
+from bltcli_engines.protocol import Arrays, Engine, Runs, RunsFewRows, Runtime
 from bltcli_engines.state import bind_state
 
 MAX_CONSTANT = 64  # bounds up to this are padded to the bound itself
@@ -58,6 +58,7 @@ class Pipeline(Texts):
         self.engines: dict[GraphName, CountingEngine] = {
             name: CountingEngine(engine, lambda: self.work) for name, engine in engines.items()
         }
+        self._chooses = self.engines["decoder"].chooses
         self._runtime = runtime
         self._nursery: Pipeline | None = None
         super().__init__(config, rows, runtime.slot_step, *bind_state(self.engines, runtime, rows))
@@ -101,10 +102,21 @@ class Pipeline(Texts):
     def draft(self, pending: IdArray, counts: IdArray, choose: Choose) -> list[IdArray]:
         assert (self.decoded == self.lengths).all(), "drafting needs what `absorb` left to the decoder"
         longest = int(counts.max())
-        drafts = np.zeros((self.rows, longest), dtype=np.int64)
         self.make_room(longest + self._pad(1))
+        positions = self.lengths[:, None] + np.arange(longest)
+        place = self.place(positions, self.config.decoder.window)
+        if self._chooses and isinstance(choose, TellsGraphs):
+            feeds = {"ids": pending[:, None], "latent_index": self.latest[:, None], **place}
+            drafts = self.engines["decoder"].draft({**feeds, "addend": choose.addends(positions + 1)}, longest)
+        else:
+            drafts = self._draft_by_byte(pending, counts, choose, place)
+        return [drafts[row, : counts[row]] for row in range(self.rows)]
+
+    def _draft_by_byte(self, pending: IdArray, counts: IdArray, choose: Choose, place: dict[str, Any]) -> IdArray:
+        """Drafts [b, longest] whose bytes the host chooses. `place` is that of all their rows."""
+        longest = int(counts.max())
+        drafts = np.zeros((self.rows, longest), dtype=np.int64)
         lookup = self.config.decoder.input == "lookup"
-        place = self.place(self.lengths[:, None] + np.arange(longest), self.config.decoder.window)
         latent = self.latest[:, None]  # for every drafted byte
         current = pending.copy()
         for step in range(longest):
@@ -121,10 +133,10 @@ class Pipeline(Texts):
                 "write_indices": place["write_indices"] + step,
                 "attn_bias": place["attn_bias"][:, :, step : step + 1],
             }
-            logits = self._run_decoder(current[:, None], (self.lengths + step)[:, None], latent, here)
+            logits = self._run_decoder(current[:, None], (self.lengths + step)[:, None], latent, here)["logits"]
             chosen = choose(logits[live, 0], live, self.lengths[live] + step + 1)
             drafts[live, step] = current[live] = chosen
-        return [drafts[row, : counts[row]] for row in range(self.rows)]
+        return drafts
 
     def denoise(
         self, pending: Sequence[IdArray], counts: IdArray, unmask: Unmask, choose: Choose
@@ -136,16 +148,26 @@ class Pipeline(Texts):
         starts = self.lengths + np.array([len(ids) for ids in pending], dtype=np.int64)
         most = max(map(len, pending))  # a row with no block begins behind its own
         self.make_room(most + self._pad(int((starts - self.decoded).max()) + longest))
+        addends: FloatArray | None = None  # where the graph chooses
+        if self._chooses and isinstance(choose, TellsGraphs) and not choose.cuts:
+            addends = choose.addends(starts[:, None] + np.arange(longest))
         first_pass = True
         while masked.any():
             # the first pass also runs what the decoder has not seen yet, whose keys the later ones find cached
-            logits = self._block_pass(block, counts, starts, pending if first_pass else None)
+            found = self._block_pass(block, counts, starts, pending if first_pass else None, addends)
             first_pass = False
-            live = np.flatnonzero(masked.any(axis=1))
+            logits, live = found["logits"], np.flatnonzero(masked.any(axis=1))
+            if addends is None:
+                certainty: Certainty = OfLogits(logits[live])
+            else:
+                certainty = Told(found["confidence"][live], found["entropy"][live])
             shown = np.zeros_like(masked)
-            shown[live] = unmask.reveal(logits[live], masked[live])
+            shown[live] = unmask.reveal(certainty, masked[live])
             row, column = np.nonzero(shown)
-            block[row, column] = choose(logits[row, column], row, starts[row] + column)
+            if addends is None:
+                block[row, column] = choose(logits[row, column], row, starts[row] + column)
+            else:
+                block[row, column] = found["best"][row, column]
             revealed[row, column] = logits[row, column]
             masked &= ~shown
         parts = [(block[row, :count], revealed[row, :count]) for row, count in enumerate(counts.tolist())]
@@ -228,7 +250,8 @@ class Pipeline(Texts):
         """Run the decoder up to the texts' ends: logits of the last counts[r] bytes, [b, q, 260]."""
         present = self.lengths - self.decoded
         span = self.span(self.decoded, self._pad(max(present.tolist())), self.config.decoder.window, last)
-        logits = self._run_decoder(span.own_ids, span.positions, self.latents(span.positions), span.place)
+        run = self._run_decoder(span.own_ids, span.positions, self.latents(span.positions), span.place)
+        logits: FloatArray = run["logits"]
         self.decoded[:] = self.lengths
         if span is last:
             return logits
@@ -237,10 +260,16 @@ class Pipeline(Texts):
         return found
 
     def _block_pass(
-        self, block: IdArray, counts: IdArray, starts: IdArray, pending: Sequence[IdArray] | None
-    ) -> FloatArray:
-        """One decoder pass over blocks at starts[r]: logits [b, B, 260]. With `pending`, the first one, which runs the
-        bytes before the block as clean rows: those that the decoder is behind with, and those not in the text yet."""
+        self,
+        block: IdArray,
+        counts: IdArray,
+        starts: IdArray,
+        pending: Sequence[IdArray] | None,
+        addends: FloatArray | None,
+    ) -> Arrays:
+        """One decoder pass over blocks at starts[r]: logits [b, B, 260], and what a graph that chooses finds with
+        `addends` of the block's bytes. With `pending`, the first one, which runs the bytes before the block as clean
+        rows: those that the decoder is behind with, and those not in the text yet."""
         first = starts if pending is None else np.where(counts > 0, self.decoded, starts)
         clean = starts - first
         present = np.where(counts > 0, clean + counts, 0)
@@ -256,20 +285,33 @@ class Pipeline(Texts):
         bias = self.byte_cache.bias(
             span.positions - self.byte_cache.bases[:, None], self.config.decoder.window, blocks=(clean, present)
         )
-        logits = self._run_decoder(ids, ids, latents, {**span.place, "attn_bias": bias})
+        columns = np.minimum(clean[:, None] + np.arange(block.shape[1]), rows - 1)
+        addend = None
+        if addends is not None:
+            addend = np.zeros((*ids.shape, OUTPUT_IDS), dtype=np.float32)
+            addend[self._row, columns] = addends
+        run = self._run_decoder(ids, ids, latents, {**span.place, "attn_bias": bias}, addend)
         if pending is not None:
             self.decoded[counts > 0] = self.lengths[counts > 0]
-        columns = np.minimum(clean[:, None] + np.arange(block.shape[1]), rows - 1)
-        found: FloatArray = logits[self._row, columns]
-        return found
+        names = ("logits",) if addends is None else ("logits", "best", "confidence", "entropy")
+        return {name: run[name][self._row, columns] for name in names}
 
-    def _run_decoder(self, ids: IdArray, positions: IdArray, latents: IdArray, place: dict[str, Any]) -> FloatArray:
+    def _run_decoder(
+        self,
+        ids: IdArray,
+        positions: IdArray,
+        latents: IdArray,
+        place: dict[str, Any],
+        addend: FloatArray | None = None,
+    ) -> Arrays:
+        feeds = {"latent_index": latents, **place}
         if self.config.decoder.input == "lookup":
-            rows = {"ids": ids}
+            feeds["ids"] = ids
         else:
-            rows = {"state_index": positions - self.byte_cache.bases[:, None]}
-        logits: FloatArray = self.engines["decoder"].run({**rows, "latent_index": latents, **place})["logits"]
-        return logits
+            feeds["state_index"] = positions - self.byte_cache.bases[:, None]
+        if self._chooses:
+            feeds["addend"] = np.zeros((*ids.shape, OUTPUT_IDS), dtype=np.float32) if addend is None else addend
+        return self.engines["decoder"].run(feeds)
 
 
 def open_model(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bltcli.errors import UsageError
+from bltcli.graphs import BANNED
 from bltcli.vocab import EOS, NEVER_GENERATED, OUTPUT_IDS, IdArray
 
 FloatArray = NDArray[np.float32]
@@ -78,6 +79,22 @@ class Sampler:
         cut[np.arange(len(cut)), order[:, 0]] = False
         return np.where(cut, -np.inf, scores)
 
+    @property
+    def cuts(self) -> bool:
+        """Whether some ids are left out of what is drawn from."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
+    def addends(self, records: IdArray, positions: IdArray) -> FloatArray:
+        """What makes argmax(logits + addend) over the ids that can be generated the id that `choose` takes where it
+        `cuts` nothing off, float32 [n, 260]."""
+        found = np.zeros((len(records), OUTPUT_IDS), dtype=np.float32)
+        if self.temperature > 0:
+            for row, (record, position) in enumerate(zip(records.tolist(), positions.tolist(), strict=True)):
+                found[row] = self.temperature * self.noise(record, position)
+        if self.ignore_eos:
+            found[:, EOS] = BANNED
+        return found
+
     def noise(self, record: int, position: int) -> NDArray[np.float64]:
         """Standard Gumbel noise, float64 [260], a function of (seed, record, position) alone.
 
@@ -87,3 +104,24 @@ class Sampler:
         words = generator.random_raw(OUTPUT_IDS)
         uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
         return -np.log(-np.log(uniform))
+
+
+class Chooser:
+    """Chooses the bytes of numbered texts, and tells a graph how to."""
+
+    def __init__(self, sampler: Sampler, records: IdArray) -> None:
+        """records [b]: the number of the text in each row, which may change."""
+        self.sampler, self.records = sampler, records
+
+    def __call__(self, logits: FloatArray, rows: IdArray, positions: IdArray) -> IdArray:
+        """Ids for `rows` [n] at `positions` [n] from logits [n, 260]."""
+        return self.sampler.choose(logits, self.records[rows], positions)
+
+    @property
+    def cuts(self) -> bool:
+        return self.sampler.cuts
+
+    def addends(self, positions: IdArray) -> FloatArray:
+        """`Sampler.addends` of bytes at positions [b, q] of every row, float32 [b, q, 260]."""
+        records = np.repeat(self.records, positions.shape[1])
+        return self.sampler.addends(records, positions.reshape(-1)).reshape(*positions.shape, OUTPUT_IDS)

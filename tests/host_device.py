@@ -14,7 +14,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bltcli.graphs import GraphName, GraphSpec
-from bltcli_engines.device_engine import Call, Prepared
+from bltcli_engines.device import Places
+from bltcli_engines.device_engine import Prepared
 from bltcli_engines.onnxruntime_cuda import OrtDeviceEngine, _element_type
 from bltcli_engines.onnxruntime_engine import open_session
 from bltcli_engines.tensorrt_build import Library, Profile, find_library
@@ -114,8 +115,8 @@ class QueuedOrtEngine(OrtDeviceEngine):
 
     capturable = False
 
-    def prepare(self, call: Call) -> Prepared:
-        prepared, device = super().prepare(call), self.device
+    def prepare(self, inputs: Places, results: Places) -> Prepared:
+        prepared, device = super().prepare(inputs, results), self.device
         assert isinstance(device, HostDevice)
         return Prepared(lambda: device.queue(prepared.enqueue), self.capturable)
 
@@ -137,7 +138,7 @@ class HostTensorrt:
 
             def deserialize_cuda_engine(runtime, engine: bytes) -> Any:
                 path = Path(engine.decode())
-                spec = specs[cast(GraphName, path.stem)]
+                spec = specs[cast(GraphName, path.name.partition(".")[0])]
                 session = open_session(path, spec, ["CPUExecutionProvider"], threads=1)
 
                 def context(config: Any) -> HostContext:

@@ -10,7 +10,7 @@ import torch
 
 from bltcli.cache import KVCache
 from bltcli.decoding import MethodOptions
-from bltcli.decoding.denoise import Confidence, EntropyBounded, make_unmask
+from bltcli.decoding.denoise import Confidence, EntropyBounded, OfLogits, OneStep, make_unmask
 from bltcli.decoding.driver import generate_texts
 from bltcli.decoding.stop import Stop
 from bltcli.errors import ModelError, UsageError
@@ -51,10 +51,10 @@ def all_masked(n: int) -> np.ndarray:
 
 def test_confidence_reveals_what_is_sure_else_the_surest() -> None:
     logits = logits_with(0.5, 0.9, 0.2, 0.8)
-    assert Confidence(0.7).reveal(logits, all_masked(4))[0].tolist() == [False, True, False, True]
-    assert Confidence(0.95).reveal(logits, all_masked(4))[0].tolist() == [False, True, False, False]
+    assert Confidence(0.7).reveal(OfLogits(logits), all_masked(4))[0].tolist() == [False, True, False, True]
+    assert Confidence(0.95).reveal(OfLogits(logits), all_masked(4))[0].tolist() == [False, True, False, False]
     masked = np.array([[True, False, True, False]])
-    assert Confidence(0.7).reveal(logits, masked)[0].tolist() == [True, False, False, False]
+    assert Confidence(0.7).reveal(OfLogits(logits), masked)[0].tolist() == [True, False, False, False]
 
 
 def test_entropy_reveals_the_largest_prefix_within_its_bound() -> None:
@@ -66,10 +66,10 @@ def test_entropy_reveals_the_largest_prefix_within_its_bound() -> None:
     assert order == [0, 2, 1, 3]
     two = float(nats[0] + nats[2])
     for gamma, shown in ((0.0, 1), (two - 1e-4, 1), (two + 1e-4, 2), (1e6, 4)):
-        found = EntropyBounded(gamma).reveal(logits, all_masked(4))[0]
+        found = EntropyBounded(gamma).reveal(OfLogits(logits), all_masked(4))[0]
         assert np.flatnonzero(found).tolist() == sorted(order[:shown])
     # the EB-Sampler's form leaves the largest of the prefix out: one more position each time
-    assert EntropyBounded(two + 1e-4, "sum-max").reveal(logits, all_masked(4))[0].sum() == 3
+    assert EntropyBounded(two + 1e-4, "sum-max").reveal(OfLogits(logits), all_masked(4))[0].sum() == 3
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -77,7 +77,7 @@ def test_every_rule_reveals_only_masked_positions_and_at_least_one(rule: dict[st
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((50, 8, OUTPUT_IDS)).astype(np.float32)
     masked = rng.random((50, 8)) < 0.4
-    shown = MethodOptions(**rule).rule().reveal(logits, masked)
+    shown = MethodOptions(**rule).rule().reveal(OfLogits(logits), masked)
     assert not (shown & ~masked).any()
     assert (shown.any(axis=1) == masked.any(axis=1)).all()
 
@@ -94,14 +94,6 @@ def test_block_rows_see_the_whole_block_and_no_row_is_blind() -> None:
     assert seen.astype(int).tolist() == [[1] * 3 + [0] * 3, [1] * 5 + [0], [1] * 5 + [0], [1] * 6]
 
 
-class Recorded:
-    """Reveals everything and keeps the logits."""
-
-    def reveal(self, logits: np.ndarray, masked: np.ndarray) -> np.ndarray:
-        self.logits = logits.copy()
-        return masked
-
-
 def test_a_block_is_decoded_as_it_was_trained(tiny_bundle: TinyBundle) -> None:
     """At a patch start, inference and training lay the same block out: the same logits, to rounding. The pending byte
     is the block's last clean byte; it must not close a patch, whose latent inference does not have yet."""
@@ -112,8 +104,9 @@ def test_a_block_is_decoded_as_it_was_trained(tiny_bundle: TinyBundle) -> None:
     before = next(n for n in range(200, 240) if not layout.closes[0, n])  # the pending byte's position
     pipeline.extend([ids[:128]])
     pipeline.extend([ids[128:before]])
-    unmask = Recorded()
-    pipeline.denoise([ids[before : before + 1]], np.array([8]), unmask, lambda logits, rows, places: logits.argmax(-1))
+    _, (logits,) = pipeline.denoise(
+        [ids[before : before + 1]], np.array([8]), OneStep(), lambda logits, rows, places: logits.argmax(-1)
+    )
     blocks = Blocks(
         ids=np.full((1, 1, 8), MASK),
         targets=ids[None, None, before + 1 : before + 9],
@@ -124,7 +117,7 @@ def test_a_block_is_decoded_as_it_was_trained(tiny_bundle: TinyBundle) -> None:
     )
     with torch.no_grad():
         _, expected = decode_with_blocks(model, layout, blocks)
-    assert np.abs(unmask.logits - expected[0].numpy()).max() < 1e-4
+    assert np.abs(logits - expected[0, 0].numpy()).max() < 1e-4
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

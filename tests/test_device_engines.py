@@ -12,9 +12,11 @@ import pytest
 
 from bltcli.building import make_profile
 from bltcli.bundle import Bundle
+from bltcli.decoding.denoise import Confidence, EntropyBounded, OneStep
 from bltcli.errors import ModelError
 from bltcli.graphs import GraphName, Precision
 from bltcli.pipeline import Pipeline, open_model
+from bltcli.sampling import Chooser, Sampler
 from bltcli_engines import device_engine
 from bltcli_engines.device import DeviceBuffer
 from bltcli_engines.device_engine import DeviceEngine
@@ -32,8 +34,8 @@ from tests.tiny import sample_text
 def over_onnxruntime(bundle: Bundle, device: HostDevice, rows: int = 1, *, captured: bool = False) -> Pipeline:
     """Bound to addresses, as on a GPU; `captured`: whole runs are captured, as CUDA graphs are."""
     engines: dict[GraphName, Engine] = {}
-    for name, spec in bundle.specs.items():
-        session = open_session(bundle.graph_paths[name], spec, ["CPUExecutionProvider"], threads=1)
+    for name, spec in bundle.device_specs.items():
+        session = open_session(bundle.device_paths[name], spec, ["CPUExecutionProvider"], threads=1)
         engine = engines[name] = QueuedOrtEngine(device, spec, session, bundle.weight_bytes[name], place="cpu")
         engine.capturable = captured
     return Pipeline(bundle.config, OrtCudaRuntime(device), engines, bundle.tables(), rows=rows)
@@ -41,10 +43,10 @@ def over_onnxruntime(bundle: Bundle, device: HostDevice, rows: int = 1, *, captu
 
 def over_tensorrt(bundle: Bundle, device: HostDevice, rows: int = 1, **changes: Any) -> Pipeline:
     profile = make_profile(bundle.config, **{"max_batch": 4, "max_bytes": None, "draft_bytes": 16, **changes})
-    library = HostTensorrt(device, bundle.specs, profile).library
-    engines = {graph: str(path).encode() for graph, path in bundle.graph_paths.items()}
+    library = HostTensorrt(device, bundle.device_specs, profile).library
+    engines = {graph: str(path).encode() for graph, path in bundle.device_paths.items()}
     runtime, opened = open_tensorrt(
-        library, device, engines, bundle.specs, bundle.weight_bytes, profile, rebuild="bltcli build X"
+        library, device, engines, bundle.device_specs, bundle.weight_bytes, profile, rebuild="bltcli build X"
     )
     runtime.require_rows(rows)
     return Pipeline(bundle.config, runtime, opened, bundle.tables(), rows=rows)
@@ -115,6 +117,44 @@ def test_a_run_waits_once_if_it_hands_something_over_and_else_not(
         model.extend([sample_text(60)[n : n + 1]])
     assert set(waits["patcher"]) == set(waits["decoder"]) == {1}
     assert set(waits["encoder"]) == set(waits["global"]) == {0}
+
+
+@pytest.mark.parametrize("opened", OPENED)
+@pytest.mark.parametrize(
+    "sampling",
+    [{}, {"temperature": 0.8, "seed": 3, "ignore_eos": True}, {"temperature": 1.2, "top_p": 0.6, "seed": 4}],
+    ids=["greedy", "sampled", "cut"],
+)
+def test_what_graphs_choose_is_what_the_host_would(
+    tiny_bundle: TinyBundle, opened: Callable[..., Pipeline], sampling: dict[str, Any]
+) -> None:
+    """Drafts of uneven lengths, and blocks under every rule, beside the plain engine with the same sampler. Where the
+    sampler cuts ids off, a graph may draft one of them."""
+    bundle, texts = tiny_bundle("lookup", block_size=16), [sample_text(60), sample_text(41), sample_text(7)]
+    chooser = Chooser(Sampler(**sampling), np.array([5, 0, 2]))
+    found = []
+    for model in (open_model(bundle, rows=3), opened(bundle, HostDevice(), 3)):
+        model.extend([text[:-1] for text in texts])
+        pending, counts = np.array([text[-1] for text in texts]), np.array([7, 0, 3])
+        drafts = [model.draft(pending, counts, chooser)] if "top_p" not in sampling else []
+        rules = (OneStep(), Confidence(0.02), EntropyBounded(9.0))
+        blocks = [model.denoise([text[-1:] for text in texts], counts + 1, rule, chooser)[0] for rule in rules]
+        found.append([row.tolist() for rows in (*drafts, *blocks) for row in rows])
+    assert found[0] == found[1]
+
+
+def test_a_draft_is_one_submission_and_one_wait(tiny_bundle: TinyBundle) -> None:
+    """Captured as one graph from its second time on; its passes are counted all the same."""
+    device, chooser = HostDevice(), Chooser(Sampler(), np.zeros(1, dtype=np.int64))
+    model = over_tensorrt(tiny_bundle("lookup"), device)
+    ids = sample_text(40)
+    model.extend([ids[:30]])
+    for n, launches in ((30, 0), (31, 1), (32, 1)):
+        waited, launched, passes = device.synchronised, device.launches, model.work.passes()["decoder"]
+        assert len(model.draft(ids[n : n + 1], np.array([8]), chooser)[0]) == 8
+        assert (device.synchronised - waited, device.launches - launched) == (1, launches)
+        assert model.work.passes()["decoder"] - passes == 8
+        model.extend([ids[n : n + 1]])
 
 
 def test_inputs_are_not_overwritten_while_the_device_may_still_read_them(tiny_bundle: TinyBundle) -> None:
@@ -196,22 +236,22 @@ def test_an_engine_that_cannot_run_here_is_refused(tiny_bundle: TinyBundle) -> N
 
     bundle, device = tiny_bundle("lookup"), HostDevice()
     profile = make_profile(bundle.config, max_batch=1, max_bytes=None, draft_bytes=16)
-    engines = {graph: str(path).encode() for graph, path in bundle.graph_paths.items()}
+    engines = {graph: str(path).encode() for graph, path in bundle.device_paths.items()}
 
     def opened(library: Any) -> tuple[TensorrtRuntime, dict[GraphName, Engine]]:
         return open_tensorrt(
-            library, device, engines, bundle.specs, bundle.weight_bytes, profile, rebuild="bltcli build X"
+            library, device, engines, bundle.device_specs, bundle.weight_bytes, profile, rebuild="bltcli build X"
         )
 
     with pytest.raises(
         ModelError, match=r"patcher does not run on this GPU \(MALFORMED_ENGINE\); run bltcli build X --"
     ):
         opened(find_library())
-    host = HostTensorrt(device, bundle.specs, profile)
+    host = HostTensorrt(device, bundle.device_specs, profile)
     host.library.module.Runtime.deserialize_cuda_engine = lambda *_: None
     with pytest.raises(ModelError, match="patcher cannot be loaded: no reason given"):
         opened(host.library)
-    host = HostTensorrt(device, bundle.specs, profile)
+    host = HostTensorrt(device, bundle.device_specs, profile)
     runtime, found = opened(host.library)
     model = Pipeline(bundle.config, runtime, found, bundle.tables())
     model.extend([sample_text(20)])

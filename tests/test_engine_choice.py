@@ -151,7 +151,7 @@ def test_auto_takes_tensorrt_where_engines_were_built_and_their_profile_is_large
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     device = HostDevice()
-    host = HostTensorrt(device, bundle.specs, SMALL).library
+    host = HostTensorrt(device, bundle.device_specs, SMALL).library
     library = Library(host.module, find_library().name, find_library().version)  # the one that built them
     monkeypatch.setattr("bltcli.building.find_library", lambda: library)
     monkeypatch.setattr("bltcli_engines.cuda_device.cuda_device", lambda: device)

@@ -212,7 +212,7 @@ def unknown_key(folder: Path) -> None:
         (lambda f: (f / MANIFEST).write_text("{"), "is damaged"),
         (lambda f: (f / MANIFEST).write_text("[]"), "is damaged"),
         (lambda f: edit(f, format="zip"), "format is 'zip', expected 'bltcli-bundle'"),
-        (lambda f: edit(f, format_version=3), "format version is 3, this program reads 2; update bltcli"),
+        (lambda f: edit(f, format_version=4), "format version is 4, this program reads 3; update bltcli"),
         (lambda f: edit(f, format_version=0), "format version is 0, .* export the bundle again"),
         (lambda f: edit(f, precision="fp8"), "precision is 'fp8'"),
         (lambda f: edit(f, files={}), "no size and hash for"),

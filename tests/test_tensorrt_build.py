@@ -43,9 +43,8 @@ def test_all_four_graphs_build_in_every_precision(tiny_bundle: TinyBundle, form:
     bundle, library = tiny_bundle(form, precision), find_library()
     phases: set[str] = set()
     for graph in GRAPHS:
-        engine = build_engine(
-            library, bundle.graph_paths[graph], bundle.specs[graph], FEW, progress=lambda phase, *_: phases.add(phase)
-        )
+        path, spec = bundle.device_paths[graph], bundle.device_specs[graph]
+        engine = build_engine(library, path, spec, FEW, progress=lambda phase, *_: phases.add(phase))
         assert len(engine) > 10_000
     assert "Building engine" in phases
 

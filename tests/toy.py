@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from bltcli.decoding.denoise import Unmask, probabilities
+from bltcli.decoding.denoise import OfLogits, Unmask, probabilities
 from bltcli.decoding.protocol import Choose
 from bltcli.sampling import FloatArray
 from bltcli.stats import Work
@@ -111,7 +111,7 @@ class ToyModel:
                 masked = np.array([place not in known[row] for place in range(counts[row])])
                 if masked.any():
                     now = np.array([self._between(known[row], place) for place in range(counts[row])])
-                    shown = np.flatnonzero(unmask.reveal(now[None], masked[None])[0])
+                    shown = np.flatnonzero(unmask.reveal(OfLogits(now[None]), masked[None])[0])
                     places = len(self.texts[row]) + len(pending[row]) + shown
                     logits[row][shown] = now[shown]
                     chosen = choose(now[shown], np.full_like(shown, row), places)

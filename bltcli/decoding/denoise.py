@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,49 @@ from bltcli.vocab import NEVER_GENERATED
 Bools = NDArray[np.bool_]
 
 
+class Certainty(Protocol):
+    """How sure a model is of each position, of its own distribution over the ids that can be generated."""
+
+    @property
+    def confidence(self) -> FloatArray:
+        """Probability of the likeliest byte, [n, B]."""
+        ...
+
+    @property
+    def entropy(self) -> FloatArray:
+        """In nats, [n, B]."""
+        ...
+
+
+class OfLogits:
+    """Certainty from logits [n, B, 260], float64."""
+
+    def __init__(self, logits: FloatArray) -> None:
+        self._logits = logits
+
+    @property
+    def confidence(self) -> Any:
+        return probabilities(self._logits).max(axis=-1)
+
+    @property
+    def entropy(self) -> Any:
+        p = probabilities(self._logits)
+        return -(p * np.log(np.where(p > 0, p, 1))).sum(axis=-1)
+
+
+@dataclass(frozen=True)
+class Told:
+    """Certainty as a graph found it."""
+
+    confidence: FloatArray
+    entropy: FloatArray
+
+
 class Unmask(Protocol):
     """A rule of Fast BLT (arXiv 2605.08044, inference of BLT-D)."""
 
-    def reveal(self, logits: FloatArray, masked: Bools) -> Bools:
-        """Which of the masked positions to reveal, bool [n, B]; at least one in each row that has any.
-        logits [n, B, 260], masked [n, B]."""
+    def reveal(self, certainty: Certainty, masked: Bools) -> Bools:
+        """Which of the masked positions to reveal, bool [n, B]; at least one in each row that has any. masked [n, B]"""
         ...
 
 
@@ -35,8 +72,8 @@ class Confidence:
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"--alpha is {self.alpha}; use a probability from 0 to 1")
 
-    def reveal(self, logits: FloatArray, masked: Bools) -> Bools:
-        top = np.where(masked, probabilities(logits).max(axis=-1), -1.0)
+    def reveal(self, certainty: Certainty, masked: Bools) -> Bools:
+        top = np.where(masked, certainty.confidence, -1.0)
         surest = np.arange(masked.shape[1]) == top.argmax(axis=1)[:, None]
         none = top.max(axis=1, keepdims=True) <= self.alpha
         shown: Bools = masked & ((top > self.alpha) | (surest & none))
@@ -55,9 +92,8 @@ class EntropyBounded:
         if not 0 <= self.gamma < float("inf"):
             raise UsageError(f"--gamma is {self.gamma}; use 0 or a positive number of nats")
 
-    def reveal(self, logits: FloatArray, masked: Bools) -> Bools:
-        p = probabilities(logits)
-        entropy = np.where(masked, -(p * np.log(np.where(p > 0, p, 1))).sum(axis=-1), np.inf)
+    def reveal(self, certainty: Certainty, masked: Bools) -> Bools:
+        entropy = np.where(masked, certainty.entropy, np.inf)
         order = np.argsort(entropy, axis=1, kind="stable")
         ordered = np.take_along_axis(entropy, order, axis=1)
         total = np.cumsum(np.where(np.isinf(ordered), 0, ordered), axis=1)
@@ -73,7 +109,7 @@ class EntropyBounded:
 class OneStep:
     """Everything at once."""
 
-    def reveal(self, logits: FloatArray, masked: Bools) -> Bools:
+    def reveal(self, certainty: Certainty, masked: Bools) -> Bools:
         return masked
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from bltcli.decoding.denoise import Unmask
 from bltcli.decoding.rows import Rows
@@ -12,6 +12,23 @@ from bltcli.vocab import IdArray
 
 #: Chooses one id per row from logits [n, 260] for `rows` [n] at `positions` [n].
 Choose = Callable[[FloatArray, IdArray, IdArray], IdArray]
+
+
+@runtime_checkable
+class TellsGraphs(Protocol):
+    """A way to choose that a graph can follow, if it is one that chooses (`bltcli.graphs.choosing_spec`)."""
+
+    def __call__(self, logits: FloatArray, rows: IdArray, positions: IdArray) -> IdArray: ...
+
+    @property
+    def cuts(self) -> bool:
+        """Whether it leaves ids out that a graph may take; a draft may differ for that, bytes that are kept not."""
+        ...
+
+    def addends(self, positions: IdArray) -> FloatArray:
+        """What is added to the logits of bytes at positions [b, q] of every row before the largest is taken, float32
+        [b, q, 260]."""
+        ...
 
 
 class ByteModel(Protocol):

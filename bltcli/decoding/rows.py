@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bltcli.sampling import FloatArray, Sampler
+from bltcli.sampling import Chooser, FloatArray, Sampler
 from bltcli.stats import DecodeStats
 from bltcli.vocab import EOS, IdArray
 
@@ -38,6 +38,7 @@ class Rows:
         self.active = np.zeros(count, dtype=np.bool_)
         self.pending: list[IdArray] = [NOTHING] * count
         self.records = np.zeros(count, dtype=np.int64)
+        self.choose = Chooser(sampler, self.records)
         self.wanted = np.zeros(count, dtype=np.int64)  # bytes still wanted after the pending ones
         self.texts: list[list[int]] = [[] for _ in range(count)]  # ids, prompt included
         self._taken = [0] * count
@@ -97,10 +98,6 @@ class Rows:
         for row in self._chosen(rows):
             runs[row] = np.concatenate([self.pending[row], drafts[row]]) if len(drafts[row]) else self.pending[row]
         return runs
-
-    def choose(self, logits: FloatArray, rows: IdArray, positions: IdArray) -> IdArray:
-        """Ids for `rows` [n] at `positions` [n] from logits [n, 260]."""
-        return self.sampler.choose(logits, self.records[rows], positions)
 
     def keep(self, blocks: Sequence[IdArray], rows: Bools | None = None) -> None:
         """Commit blocks as they are, unverified."""

@@ -7,7 +7,8 @@ from time import perf_counter
 
 from bltcli.graphs import GraphSpec
 from bltcli.stats import Work
-from bltcli_engines.protocol import Arrays, Buffer, Engine, Runs
+from bltcli.vocab import IdArray
+from bltcli_engines.protocol import Arrays, Buffer, DraftsBytes, Engine, Runs
 
 
 class CountingEngine:
@@ -43,3 +44,18 @@ class CountingEngine:
         self.outputs = engine.run(feeds)
         self._ledger().charge(self._name, engine.weight_bytes, engine.kv_bytes, perf_counter() - began)
         return self.outputs
+
+    @property
+    def chooses(self) -> bool:
+        """Whether this is a decoder that chooses bytes itself."""
+        return any(s.name == "addend" for s in self.spec.inputs)
+
+    def draft(self, feeds: Arrays, steps: int) -> IdArray:
+        """`steps` passes in one submission; for an engine that `chooses`."""
+        engine, began = self.engine, perf_counter()
+        assert isinstance(engine, DraftsBytes)
+        drafts = engine.draft(feeds, steps)
+        seconds = perf_counter() - began
+        for _ in range(steps):
+            self._ledger().charge(self._name, engine.weight_bytes, engine.kv_bytes, seconds / steps)
+        return drafts

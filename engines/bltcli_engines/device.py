@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -20,6 +20,17 @@ ALIGNMENT = 256  # bytes, of every tensor's address
 
 #: Name -> shape and dtype of a tensor.
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
+
+
+class Place(NamedTuple):
+    """Where a tensor lies on a device."""
+
+    shape: tuple[int, ...]
+    address: int
+
+
+#: Name -> place of a tensor.
+Places = Mapping[str, Place]
 
 
 class Device(Protocol):
@@ -160,7 +171,7 @@ class Staging:
             name: self._host[start : start + size].view(NUMPY_DTYPES[layout[name][1]]).reshape(layout[name][0])
             for name, (start, size) in offsets.items()
         }
-        self.addresses = {name: self._address + start for name, (start, _) in offsets.items()}
+        self.places = {name: Place(layout[name][0], self._address + start) for name, (start, _) in offsets.items()}
 
     def upload(self) -> None:
         if self.nbytes:

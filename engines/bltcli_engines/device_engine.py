@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from bltcli.graphs import GraphSpec
-from bltcli_engines.device import Device, DeviceBuffer, Layout, Staging
+from bltcli.vocab import IdArray
+from bltcli_engines.device import Device, DeviceBuffer, Layout, Places, Staging
 from bltcli_engines.protocol import Arrays, Buffer
 
 MAX_CALLS = 32  # sets of shapes kept per graph
@@ -27,10 +28,12 @@ class Prepared(NamedTuple):
 
 
 class Call:
-    """One set of shapes: the memory of its inputs and results, and how it is run."""
+    """One submission for one set of shapes: the memory of what it takes and gives, and how it is run. `kept` is
+    what it works with in between, which the host never sees."""
 
-    def __init__(self, device: Device, inputs: Layout, results: Layout) -> None:
+    def __init__(self, device: Device, inputs: Layout, results: Layout, kept: Layout | None = None) -> None:
         self.device, self.inputs, self.results = device, Staging(device, inputs), Staging(device, results)
+        self.kept = Staging(device, kept or {})
         self.prepared: Prepared | None = None
         self._captured: Any = None
         self._runs, self._queued_at = 0, -1
@@ -66,8 +69,8 @@ class Call:
         if self._captured is not None:
             self.device.discard(self._captured)
         self.prepared = self._captured = None
-        self.inputs.free()
-        self.results.free()
+        for memory in (self.inputs, self.results, self.kept):
+            memory.free()
 
 
 class DeviceEngine(ABC):
@@ -78,13 +81,13 @@ class DeviceEngine(ABC):
         self._unbind()
 
     @abstractmethod
-    def prepare(self, call: Call) -> Prepared:
-        """Bind the memory of `call` and of the state buffers to one run of the graph. ModelError when it does not
-        take these shapes."""
+    def prepare(self, inputs: Places, results: Places) -> Prepared:
+        """Bind this memory and that of the state buffers to one run of the graph. ModelError when it does not take
+        these shapes."""
 
     def _unbind(self) -> None:
         self.buffers: dict[str, DeviceBuffer] = {}
-        self._calls: OrderedDict[tuple[tuple[int, ...], ...], Call] = OrderedDict()
+        self._calls: OrderedDict[Any, Call] = OrderedDict()
         weakref.finalize(self, _free_all, self._calls).atexit = False
         self._generation = 0
 
@@ -104,34 +107,34 @@ class DeviceEngine(ABC):
         return sum(b.nbytes for name, b in self.buffers.items() if name.startswith("past_key_values"))
 
     def run(self, feeds: Arrays) -> Arrays:
-        call = self._call(feeds)
+        own = {s.name: feeds[s.name] for s in self.spec.inputs if s.name not in self.buffers}
+        return self._submit(own, 0)
+
+    def draft(self, feeds: Arrays, steps: int) -> IdArray:
+        drafts = self._submit(_by_step(feeds, steps), steps)
+        return np.concatenate([drafts[at_step("best", step)] for step in range(steps)], axis=1)
+
+    def _submit(self, feeds: Arrays, drafted: int) -> Arrays:
+        call = self._call(feeds, drafted)
         call.write(feeds)
         call.submit()
         if call.results.host:
             self.device.synchronise()
         return call.results.host
 
-    def _call(self, feeds: Arrays) -> Call:
+    def _call(self, feeds: Arrays, drafted: int) -> Call:
+        """The call for inputs of these names and shapes: one run, or one for each byte that is drafted."""
         generation = sum(buffer.generation for buffer in self.buffers.values())
         if generation != self._generation:  # a buffer grew: calls point at the memory it had before
             _free_all(self._calls)
             self._generation = generation
-        own = [s for s in self.spec.inputs if s.name not in self.buffers]
-        key = tuple(feeds[s.name].shape for s in own)
+        key = tuple((name, array.shape) for name, array in feeds.items())
         if key in self._calls:
             self._calls.move_to_end(key)
             return self._calls[key]
-        sizes: dict[int | str, int] = {}
-        for tensor, shape in zip(own, key, strict=True):
-            sizes.update(zip(tensor.shape, shape, strict=True))
-        results = {
-            s.name: (tuple(sizes[axis] if isinstance(axis, str) else axis for axis in s.shape), s.dtype)
-            for s in self.spec.outputs
-            if s.name not in self.spec.state.values()
-        }
-        call = Call(self.device, {s.name: (shape, s.dtype) for s, shape in zip(own, key, strict=True)}, results)
+        call = self._make_call(feeds, drafted)
         try:
-            call.prepared = self.prepare(call)
+            call.prepared = self._prepare_all(call, drafted)
         except BaseException:
             call.free()
             raise
@@ -140,7 +143,69 @@ class DeviceEngine(ABC):
             self._calls.popitem(last=False)[1].free()
         return call
 
+    def _make_call(self, feeds: Arrays, drafted: int) -> Call:
+        """Memory for inputs and results; of a draft, the ids alone are handed over."""
+        tensors, sizes = {s.name: s for s in self.spec.inputs}, dict[int | str, int]()
+        inputs: dict[str, tuple[tuple[int, ...], str]] = {}
+        for name, array in feeds.items():
+            tensor = tensors[name.partition(STEP)[0]]
+            inputs[name] = (array.shape, tensor.dtype)
+            sizes.update(zip(tensor.shape, array.shape, strict=True))
+        results = {
+            s.name: (tuple(sizes[axis] if isinstance(axis, str) else axis for axis in s.shape), s.dtype)
+            for s in self.spec.outputs
+            if s.name not in self.spec.state.values()
+        }
+        if not drafted:
+            return Call(self.device, inputs, results)
+        best = results.pop("best")
+        return Call(self.device, inputs, {at_step("best", step): best for step in range(drafted)}, results)
 
-def _free_all(calls: OrderedDict[tuple[tuple[int, ...], ...], Call]) -> None:
+    def _prepare_all(self, call: Call, drafted: int) -> Prepared:
+        """The runs of a call; those of a draft each on the ids that the one before chose."""
+        inputs, results = call.inputs.places, call.results.places
+        if not drafted:
+            return self.prepare(inputs, results)
+        prepared = []
+        for step in range(drafted):
+            own = {name.partition(STEP)[0]: place for name, place in inputs.items() if is_for(name, step)}
+            if step:
+                own["ids"] = results[at_step("best", step - 1)]
+            given = {**call.kept.places, "best": results[at_step("best", step)]}
+            prepared.append(self.prepare(own, given))
+
+        def enqueue() -> None:
+            for run in prepared:
+                run.enqueue()
+
+        return Prepared(enqueue, all(run.capturable for run in prepared))
+
+
+STEP = "/"  # between a tensor's name and the number of the run that it belongs to, where there are several
+
+
+def at_step(name: str, step: int) -> str:
+    return f"{name}{STEP}{step}"
+
+
+def is_for(name: str, step: int) -> bool:
+    """Whether a tensor is one of run `step`; those without a number are of all runs."""
+    _, numbered, number = name.partition(STEP)
+    return not numbered or int(number) == step
+
+
+def _by_step(feeds: Arrays, steps: int) -> Arrays:
+    """The inputs of each run of a draft: a row each of what has one per run, and slots one after the other. Ids are
+    those of the first run; all read the same latent."""
+    found = {"ids": feeds["ids"], "latent_index": feeds["latent_index"]}
+    for step in range(steps):
+        found[at_step("write_indices", step)] = feeds["write_indices"] + step
+        found[at_step("position_ids", step)] = feeds["position_ids"][:, step : step + 1]
+        found[at_step("attn_bias", step)] = feeds["attn_bias"][:, :, step : step + 1]
+        found[at_step("addend", step)] = feeds["addend"][:, step : step + 1]
+    return found
+
+
+def _free_all(calls: OrderedDict[Any, Call]) -> None:
     while calls:
         calls.popitem()[1].free()

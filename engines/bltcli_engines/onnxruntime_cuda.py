@@ -17,8 +17,8 @@ import numpy as np
 
 from bltcli.errors import ModelError
 from bltcli.graphs import GraphName, GraphSpec
-from bltcli_engines.device import NUMPY_DTYPES, Device, DeviceBuffer
-from bltcli_engines.device_engine import Call, DeviceEngine, Prepared
+from bltcli_engines.device import NUMPY_DTYPES, Device, DeviceBuffer, Places
+from bltcli_engines.device_engine import DeviceEngine, Prepared
 from bltcli_engines.gpu import missing_library, require_driver
 from bltcli_engines.onnxruntime_engine import open_session
 from bltcli_engines.protocol import Engine
@@ -42,26 +42,21 @@ class OrtDeviceEngine(DeviceEngine):
         super().__init__(device, spec, weight_bytes)
         self.session, self._place, self._captures = session, place, captures
 
-    def prepare(self, call: Call) -> Prepared:
+    def prepare(self, inputs: Places, results: Places) -> Prepared:
         import onnxruntime as ort
 
         binding, session = self.session.io_binding(), self.session
         state = self.spec.state
         for tensor in self.spec.inputs:
             buffer = self.buffers.get(tensor.name)
-            if buffer is None:
-                shape: tuple[int, ...] = call.inputs.host[tensor.name].shape
-                address = call.inputs.addresses[tensor.name]
-            else:
-                shape, address = buffer.shape, buffer.address
+            shape, address = inputs[tensor.name] if buffer is None else (buffer.shape, buffer.address)
             where = (self._place, 0, _element_type(tensor.dtype), shape, address)
             binding.bind_input(tensor.name, *where)
             if tensor.name in state:
                 binding.bind_output(state[tensor.name], *where)
         for tensor in self.spec.outputs:
-            if tensor.name in call.results.host:
-                shape, address = call.results.host[tensor.name].shape, call.results.addresses[tensor.name]
-                binding.bind_output(tensor.name, self._place, 0, _element_type(tensor.dtype), shape, address)
+            if tensor.name in results:
+                binding.bind_output(tensor.name, self._place, 0, _element_type(tensor.dtype), *results[tensor.name])
         options = ort.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the engine waits, if need be
         if self._captures:

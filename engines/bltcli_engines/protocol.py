@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from numpy.typing import NDArray
 
 from bltcli.graphs import GraphSpec
+from bltcli.vocab import IdArray
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -97,6 +98,16 @@ class Runs(Protocol):
     def kv_bytes(self) -> int: ...
 
     def run(self, feeds: Arrays) -> Arrays: ...
+
+
+@runtime_checkable
+class DraftsBytes(Protocol):
+    """An engine of a decoder in its choosing form (`bltcli.graphs.choosing_spec`)."""
+
+    def draft(self, feeds: Arrays, steps: int) -> IdArray:
+        """`steps` runs of a row per text in one submission, each on the ids that the one before chose; those ids,
+        int64 [b, steps]. Inputs are those of all rows at once, but for `ids` and `latent_index` [b, 1]."""
+        ...
 
 
 @runtime_checkable

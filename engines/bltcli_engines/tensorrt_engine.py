@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from bltcli.errors import ModelError
 from bltcli.graphs import GraphName, GraphSpec
-from bltcli_engines.device import Device, DeviceBuffer
-from bltcli_engines.device_engine import Call, DeviceEngine, Prepared
+from bltcli_engines.device import Device, DeviceBuffer, Places
+from bltcli_engines.device_engine import DeviceEngine, Prepared
 from bltcli_engines.protocol import Engine
 from bltcli_engines.tensorrt_build import Library, Log, Profile
 
@@ -38,9 +38,9 @@ class TensorrtEngine(DeviceEngine):
         self.engine, self.profile, self._rebuild = engine, profile, rebuild
         self._config = _context_config(library.module, engine)
 
-    def prepare(self, call: Call) -> Prepared:
-        shapes = {name: array.shape for name, array in call.inputs.host.items()}
-        addresses = {**call.inputs.addresses, **call.results.addresses}
+    def prepare(self, inputs: Places, results: Places) -> Prepared:
+        shapes = {name: place.shape for name, place in inputs.items()}
+        addresses = {name: place.address for name, place in (*inputs.items(), *results.items())}
         for name, buffer in self.buffers.items():
             shapes[name], addresses[name] = buffer.shape, buffer.address
             if name in self.spec.state:

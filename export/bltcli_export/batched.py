@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from bltcli_export.builder import IR_VERSION
+from bltcli_export.builder import IR_VERSION, constant
 
 
 def write_batched(path: Path, out: Path) -> None:
@@ -28,7 +28,7 @@ def pad_attention(graph: ir.Graph) -> None:
     """Repeat the query where it is a single row, [b, H, 1, hd] -> [b, H, 2, hd], and cut the result again."""
     attentions = [node for node in graph if node.op_type == "Attention"]
     bias = attentions[0].inputs[3]  # [b, 1, q, C]
-    zero, one, two = (_ints(graph, f"batched_{number}", number) for number in range(3))
+    zero, one, two = (constant(graph, f"batched_{number}", np.array([number])) for number in range(3))
     rows = ir.node("Shape", [bias], {"start": 2, "end": 3})
     most = ir.node("Max", [*rows.outputs, two])
     shape = ir.node("Concat", [one, one, *most.outputs, one], {"axis": 0})
@@ -45,11 +45,3 @@ def pad_attention(graph: ir.Graph) -> None:
         padded.replace_all_uses_with(cut.outputs[0])
         cut.replace_input_with(0, padded)
         graph.insert_after(attention, cut)
-
-
-def _ints(graph: ir.Graph, name: str, value: int) -> ir.Value:
-    """A new one-dimensional int64 constant."""
-    tensor = ir.tensor(np.array([value], dtype=np.int64), name=name)
-    constant = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape([1]))
-    graph.register_initializer(constant)
-    return constant

@@ -54,7 +54,7 @@ class Builder:
         self.round_to = round_to
         self.quantised: Quantised | None = quantised
         self.tape = tape.Tape()
-        self.inputs = {s.name: _value(s) for s in spec.inputs}
+        self.inputs = {s.name: as_value(s) for s in spec.inputs}
         self.outputs: dict[str, ir.Value] = {}
         self.parameters = 0
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
@@ -118,9 +118,7 @@ class Builder:
         return self.op("Reshape", value, self.ints(*shape))
 
     def output(self, name: str, value: ir.Value) -> None:
-        spec = next(s for s in self.spec.outputs if s.name == name)
-        value.name, value.type, value.shape = name, ir.TensorType(_IR_DTYPES[spec.dtype]), ir.Shape(spec.shape)
-        self.outputs[name] = value
+        self.outputs[name] = as_value(next(s for s in self.spec.outputs if s.name == name), value)
 
     def model(self) -> ir.Model:
         graph = ir.Graph(
@@ -149,5 +147,16 @@ class Builder:
         return self.tape.initializer(tensor, name=name)
 
 
-def _value(spec: TensorSpec) -> ir.Value:
-    return ir.Value(name=spec.name, type=ir.TensorType(_IR_DTYPES[spec.dtype]), shape=ir.Shape(spec.shape))
+def as_value(spec: TensorSpec, value: ir.Value | None = None) -> ir.Value:
+    """An input or output as `spec` declares it: `value`, or a new one."""
+    value = ir.Value() if value is None else value
+    value.name, value.type, value.shape = spec.name, ir.TensorType(_IR_DTYPES[spec.dtype]), ir.Shape(spec.shape)
+    return value
+
+
+def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A new constant of a graph that is built already."""
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+    graph.register_initializer(value)
+    return value

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from bltcli import __version__
 from bltcli.atomic import atomic_folder
 from bltcli.bundle import (
+    CHOOSING,
     FORMAT,
     FORMAT_VERSION,
     GOLDEN,
@@ -40,6 +41,7 @@ from bltcli.graphs import GRAPHS, Precision
 from bltcli.quantised import block_of
 from bltcli_export.batched import write_batched
 from bltcli_export.builder import IR_VERSION, OPSET, Builder
+from bltcli_export.choosing import write_choosing
 from bltcli_export.graphs import build_graph
 
 if TYPE_CHECKING:
@@ -105,11 +107,8 @@ def _write(
     for name in GRAPHS:
         notice(f"writing {name}.onnx")
         g = build_graph(name, checkpoint.config, checkpoint.weights, precision)
-        save_graph(g, folder / f"{name}.onnx")
-        write_batched(folder / f"{name}.onnx", folder / f"{name}.batched.onnx")
         graphs[name] = {
-            "file": f"{name}.onnx",
-            "batched_file": f"{name}.batched.onnx",
+            **write_forms(g, folder),
             "parameters": g.parameters,
             "weight_bytes": weight_bytes(g),
             "inputs": [tensor_entry(t) for t in g.spec.inputs],
@@ -137,8 +136,7 @@ def _check(checkpoint: Checkpoint, folder: Path, precision: Precision) -> Parity
         twin = Path(name)
         for graph in GRAPHS:
             g = build_graph(graph, checkpoint.config, checkpoint.weights, "fp32", round_to="bfloat16")
-            save_graph(g, twin / f"{graph}.onnx")
-            write_batched(twin / f"{graph}.onnx", twin / f"{graph}.batched.onnx")
+            write_forms(g, twin)
         shutil.copyfile(folder / TABLES, twin / TABLES)
         manifest = json.loads((folder / MANIFEST).read_bytes())
         graphs = manifest["graphs"]
@@ -150,6 +148,19 @@ def _check(checkpoint: Checkpoint, folder: Path, precision: Precision) -> Parity
             graphs[graph] = {**graphs[graph], "inputs": as_float[0], "outputs": as_float[1]}
         write_manifest(twin, checkpoint, "fp32", graphs, None)
         return check_parity(open_bundle(twin), checkpoint, rounded_to="bfloat16")
+
+
+def write_forms(g: Builder, folder: Path) -> dict[str, str]:
+    """Write a graph in each of its forms; their files by their keys in the manifest."""
+    name, suffixes = g.spec.name, {"file": "", "batched_file": ".batched"}
+    if name == "decoder" and "ids" in g.inputs:
+        suffixes[CHOOSING] = ".choosing"
+    files = {form: f"{name}{suffix}.onnx" for form, suffix in suffixes.items()}
+    save_graph(g, folder / files["file"])
+    write_batched(folder / files["file"], folder / files["batched_file"])
+    if CHOOSING in files:
+        write_choosing(folder / files["file"], folder / files[CHOOSING], g.spec)
+    return files
 
 
 def save_graph(g: Builder, path: Path) -> None:

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from bltcli.bundle import GOLDEN, Bundle
 from bltcli.checkpoint import Checkpoint
 from bltcli.checkpoint.safetensors_map import map_safetensors
+from bltcli.decoding.denoise import OfLogits
 from bltcli.errors import ModelError
 from bltcli.graphs import GraphName, Precision
 from bltcli.pipeline import Pipeline, open_model
+from bltcli.sampling import Sampler
 from bltcli.vocab import IdArray, encode
 from bltcli_engines.onnxruntime_engine import open_onnxruntime
 
@@ -74,6 +76,13 @@ def check_parity(bundle: Bundle, checkpoint: Checkpoint, *, rounded_to: str | No
     """Hold `bundle` against its checkpoint. Golden outputs come first, so that the built-in model needs no torch; but
     they are those of float32 weights, so that quantised bundles prefer torch where it is installed.
     `rounded_to`: the dtype that the bundle's weights were rounded through. Raises ModelError beyond the tolerance."""
+    parity = _check_plain(bundle, checkpoint, rounded_to)
+    if bundle.device_paths != bundle.graph_paths:
+        _check_choosing(bundle, parity)
+    return parity
+
+
+def _check_plain(bundle: Bundle, checkpoint: Checkpoint, rounded_to: str | None) -> Parity:
     quantised = bundle.precision in ("int8", "int4")
     without_torch = find_spec("torch") is None
     if (checkpoint.path / GOLDEN).is_file() and (without_torch or not quantised):
@@ -107,6 +116,23 @@ def check_golden(bundle: Bundle, file: Path) -> Parity:
         found = engine.buffers[f"past_{name}"].numpy()[0, 0]
         parity.compare(name, found[: len(golden[name])], golden[name])
     return parity.require()
+
+
+def _check_choosing(bundle: Bundle, parity: Parity) -> None:
+    """Hold the decoder that chooses bytes against the plain one, and what it finds against what the host would."""
+    plain = open_model(bundle, engine="ort-cpu")
+    runtime, engines = open_onnxruntime(bundle.device_specs, bundle.device_paths, bundle.weight_bytes)
+    model = Pipeline(bundle.config, runtime, engines, bundle.tables())
+    for piece in _pieces(sample_ids(min(_TEXT_BYTES // 2, bundle.config.max_bytes - 1), 2)):
+        parity.compare("choosing decoder's logits", model.extend([piece]), plain.extend([piece]))
+        found = model.engines["decoder"].outputs
+        logits, of_logits = found["logits"][0], OfLogits(found["logits"])
+        best = Sampler().choose(logits, *np.zeros((2, len(logits)), dtype=np.int64))
+        parity.compare("chosen ids", found["best"][0] != best, np.zeros(len(best)))
+        parity.compare("confidence", found["confidence"], of_logits.confidence)
+        parity.compare("certainty of the decoder", found["entropy"], of_logits.entropy)
+        parity.calls += 1
+    parity.require()
 
 
 def _check_torch(
