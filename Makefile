@@ -58,6 +58,7 @@ bench: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python benchmarks/exactness.py
 
 # installs nothing: uses what PYTHON finds, see docs/gpu.md; goes on where it was stopped
+# BENCH_GPU='--large DIR --forms 1b,7b' adds random weights in the released forms
 bench-gpu:
 	$(PYTHON) benchmarks/gpu.py $(BENCH_GPU)
 

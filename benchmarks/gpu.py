@@ -1,12 +1,15 @@
 """Everything there is to find out on a machine with a GPU, in stages of minutes; goes on where it was stopped.
 
-    python benchmarks/gpu.py [--out FILE.jsonl] [--minutes 9] [--stages environment,graphs,...] [--large FOLDER]
+    python benchmarks/gpu.py [--out FILE.jsonl] [--minutes 9] [--stages environment,graphs,...]
+                             [--large FOLDER [--forms 1b,1b-lookup,7b,7b-lookup]]
 
 Needs this checkout and what is at hand: TensorRT, else TensorRT-RTX, ONNX Runtime's CUDA provider, PyTorch, in any
 folder on PYTHONPATH. What is not there is reported as absent; without a GPU the same stages run on the CPU. A stage is
 a process of its own, so that one that crashes or hangs costs no other; its rows go to FILE.jsonl (default:
-benchmarks/results/gpu.jsonl), and it is not run again once they are complete. `--large` adds a model with the shapes
-of the released 1B one, random weights and small hash tables, written to FOLDER first.
+benchmarks/results/gpu.jsonl), and it is not run again once they are complete. At the end all rows are printed as
+tables. `--large` adds models with the shapes of the released ones, random weights and small hash tables, which are
+written to FOLDER/1b and FOLDER/7b first; each of their rows names the form and says "random". The forms 1b-lookup and
+7b-lookup have a decoder that looks ids up and fills blocks, as in Fast BLT: every method runs on them.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ ONCE: Final = ("environment", "bandwidth")
 PER_BUNDLE: Final = ("validity", "build", "engines")
 PER_ENGINE: Final = ("graphs", "rows", "ar", "verify", "times", "methods", "replayed")
 LEAST_SECONDS: Final = 20  # a stage is not begun with less time than this
+FORMS: Final = ("1b", "1b-lookup", "7b", "7b-lookup")  # of the released models, and with Fast BLT's decoder
 LARGEST_SHARE: Final = 0.9  # of the minutes: a stage that had as much and did not end is not tried again
 
 
@@ -40,7 +44,8 @@ def main() -> int:
     parser.add_argument("--precisions", default="fp32,fp16", help="of the built-in model")
     parser.add_argument("--stages", default=",".join((*ONCE, *PER_BUNDLE, *PER_ENGINE)))
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call, and the most for a stage")
-    parser.add_argument("--large", type=Path, default=None, help="folder for the model of 1B form")
+    parser.add_argument("--large", type=Path, default=None, help="folder for models of released form, random weights")
+    parser.add_argument("--forms", default="1b", help=f"of the models in --large, with commas: {', '.join(FORMS)}")
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--new-bytes", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
@@ -51,9 +56,9 @@ def main() -> int:
     if o.one is not None:
         return run_one(o)
     end, arguments = time.monotonic() + 60 * o.minutes, sys.argv[1:]
-    unknown = set(o.stages.split(",")) - {*ONCE, *PER_BUNDLE, *PER_ENGINE}
-    if unknown:
-        parser.error(f"unknown stages: {', '.join(sorted(unknown))}")
+    for kind, given, known in (("stages", o.stages, (*ONCE, *PER_BUNDLE, *PER_ENGINE)), ("forms", o.forms, FORMS)):
+        if unknown := set(given.split(",")) - set(known):
+            parser.error(f"unknown {kind}: {', '.join(sorted(unknown))}")
     for key in plan(o):
         if key in finished(o.out):
             continue
@@ -71,29 +76,12 @@ def main() -> int:
                 return 3
             failure = f"stopped after {left:.0f} s"
         if failure:
-            add_rows(o.out, [{**named(key), "failed": failure}])
+            add_rows(o.out, [{**named(key), **weights(o, key[1]), "failed": failure}])
         print(f"{' '.join(filter(None, key))}: {failure or 'done'} in {time.monotonic() - began:.0f} s", flush=True)
-    print(summary(read_rows(o.out)))
+    from gpu_report import report
+
+    print(report(read_rows(o.out)))
     return 0
-
-
-def summary(rows: Sequence[Row]) -> str:
-    """What ran, what was absent, and the speed of `ar` and of the fastest setting with the same texts."""
-    lines = []
-    for row in rows:
-        where = " ".join(str(row[k]) for k in ("stage", "model", "precision", "engine") if row[k])
-        if "opened" in row:
-            lines.append(f"{where}: ran on {', '.join(row['opened'])}")
-            lines += [f"  not on {name}: {reason}" for name, reason in row["refused"].items()]
-        elif "failed" in row or "absent" in row:
-            lines.append(
-                f"{where}: {'failed: ' if 'failed' in row else 'absent: '}{row.get('failed', row.get('absent'))}"
-            )
-        elif row["stage"] in ("methods", "replayed") and "speedup" in row:
-            same = f"{row['equal_texts']} of {row['texts']} texts as ar's"
-            lines.append(f"{where}: {row['setting']}: {row['bytes_per_s']:.0f} bytes/s, "
-                         f"{row['speedup']['median']:.2f} times ar, {same}")  # fmt: skip
-    return "\n".join(lines)
 
 
 def plan(o: argparse.Namespace) -> Iterator[tuple[str, str, str, str]]:
@@ -102,15 +90,23 @@ def plan(o: argparse.Namespace) -> Iterator[tuple[str, str, str, str]]:
     yield from ((stage, "", "", "") for stage in ONCE if stage in stages)
     bundles = [(o.model, p) for p in (o.precisions.split(",") if o.model == "builtin" else [""])]
     if o.large is not None:
-        yield "write", str(o.large), "fp16", ""
-        bundles.append((str(o.large), "fp16"))
+        bundles += [(str(o.large / form), "fp16") for form in o.forms.split(",")]
     for model, precision in bundles:
+        random = bool(weights(o, model))
+        if random:
+            yield "write", model, precision, ""
         yield from ((stage, model, precision, "") for stage in PER_BUNDLE if stage in stages or stage == "engines")
         found = [row for row in read_rows(o.out) if row.get("model") == model and row.get("precision") == precision]
         engines = [row["opened"] for row in found if "opened" in row]
-        other = "methods" if model == str(o.large) else "replayed"  # random weights draft at random
+        other = "methods" if random else "replayed"  # random weights draft at random
         for engine in engines[-1] if engines else []:
             yield from ((stage, model, precision, engine) for stage in PER_ENGINE if stage in stages and stage != other)
+
+
+def weights(o: argparse.Namespace, model: str) -> Row:
+    """What a row has to say of a model in the folder of `--large`; nothing of any other."""
+    folder = Path(model)
+    return {"form": folder.name, "weights": "random"} if o.large is not None and folder.parent == o.large else {}
 
 
 def named(key: Sequence[str]) -> Row:
@@ -146,15 +142,16 @@ def run_one(o: argparse.Namespace) -> int:
         **named(key), prompts=o.prompts, new_bytes=o.new_bytes, repeats=o.repeats,
         bytes_per_s=known[-1] if known else None,
     )  # fmt: skip
+    about: Row = {**named(key), **weights(o, stage.model)}
     began, rows = time.perf_counter(), []
     try:
         for row in STAGES[stage.stage](stage):
-            rows.append({**named(key), **row})
+            rows.append({**about, **row})
             print(json.dumps(row, ensure_ascii=False)[:300], flush=True)
     except (BltError, ImportError) as error:
-        rows.append({**named(key), "absent": " ".join(str(error).split())})
+        rows.append({**about, "absent": " ".join(str(error).split())})
         print(rows[-1]["absent"])
-    add_rows(o.out, [*rows, {**named(key), "done": True, "seconds": round(time.perf_counter() - began, 1)}])
+    add_rows(o.out, [*rows, {**about, "done": True, "seconds": round(time.perf_counter() - began, 1)}])
     return 0
 
 

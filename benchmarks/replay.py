@@ -1,11 +1,13 @@
 """Random weights that decode as trained ones do: what is written, its patches and how far drafts are right is replayed.
 
     python benchmarks/replay.py record PROMPTS.jsonl [-m BUNDLE] [--new-bytes 200]
-    python benchmarks/replay.py bench BUNDLE [--run SETTING]... [--context 100] [--new-bytes 64] [--repeats 3]
+    python benchmarks/replay.py bench BUNDLE [--recording FILE] [--run SETTING]... [--context 100] [--new-bytes 64]
+        [--repeats 3]
 
-`record` continues prompts with a trained model, greedily, and at every byte asks what each way of drafting would have
-offered there; benchmarks/results/replay.json. `bench` is `bltcli bench` on a bundle of any weights: every graph runs as
-it would, and only then what it found is replaced by what was recorded. Rows go to benchmarks/results/replayed.jsonl.
+`record` continues prompts (benchmarks/replay_prompts.jsonl) with a trained model, greedily, and at every byte asks what
+each way of drafting would have offered there; benchmarks/results/replay.json. `bench` is `bltcli bench` on a bundle of
+any weights: every graph runs as it would, and only then what it found is replaced by what was recorded. Rows go to
+benchmarks/results/replayed.jsonl.
 Not replayed: methods that depend on how sure the model is (`blt-h`), and which patches refused bytes would have closed:
 a global pass more or less in twenty.
 """
@@ -213,8 +215,9 @@ def read_recording(file: Path = FILE) -> Recording:
     return Recording(**facts["recording"])
 
 
-def bench(bundle: Bundle, settings: Sequence[str], context: int, new_bytes: int, repeats: int) -> Iterator[Any]:
-    recording = read_recording()
+def bench(
+    bundle: Bundle, recording: Recording, settings: Sequence[str], context: int, new_bytes: int, repeats: int
+) -> Iterator[Any]:
     task = Task((recording.start(context),), Sampler(ignore_eos=True), Stop(max_bytes=new_bytes))
     report = run_bench(
         parse_settings(settings), lambda _: bundle, task, repeats=repeats, opener=partial(open_replayed, recording)
@@ -232,6 +235,7 @@ def main() -> None:
     step.add_argument("--new-bytes", type=int, default=200)
     step = steps.add_parser("bench")
     step.add_argument("bundle", type=Path)
+    step.add_argument("--recording", type=Path, default=FILE)
     step.add_argument("--run", action="append", default=None)
     step.add_argument("--context", type=int, default=100)
     step.add_argument("--new-bytes", type=int, default=64)
@@ -245,7 +249,8 @@ def main() -> None:
         return
     bundle = open_bundle(o.bundle)
     blocks = BLOCK_SETTINGS if bundle.config.decoder.input == "lookup" else ()
-    rows = list(bench(bundle, o.run or [*SETTINGS, *blocks], o.context, o.new_bytes, o.repeats))
+    settings = o.run or [*SETTINGS, *blocks]
+    rows = list(bench(bundle, read_recording(o.recording), settings, o.context, o.new_bytes, o.repeats))
     for row in rows:
         print(row["setting"], f"{row['bytes_per_s']['median']:.1f} bytes/s", row.get("speedup"), flush=True)
     add_rows(RESULTS / "replayed.jsonl", rows)

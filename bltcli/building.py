@@ -56,6 +56,7 @@ def make_profile(
     patches = min(config.global_model.max_positions, longest) + PREFILL_ROWS
     return Profile(
         max_batch=max_batch,
+        max_bytes=longest,
         slots=-(-slots // STEP) * STEP,
         patch_slots=-(-patches // STEP) * STEP,
         draft_rows=draft_bytes + 1 + (draft_bytes + 1) % 2,

@@ -22,7 +22,7 @@ from bltcli.bundle import Bundle
 from bltcli.errors import ModelError, UsageError
 from bltcli.graphs import GRAPHS, GraphName
 from bltcli.models import cache_dir
-from bltcli_engines.tensorrt_build import Profile
+from bltcli_engines.tensorrt_build import SETTINGS, Profile
 
 ANY_GPU: Final = "any"
 
@@ -38,6 +38,7 @@ class EngineKey:
     library_version: str
     gpu: str  # name, or "any" for engines built ahead of time
     compute_capability: str
+    settings: str = SETTINGS
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """What a record was built for and this key is not, one phrase per field."""
@@ -63,8 +64,13 @@ class EngineStore:
 
     @property
     def rebuild(self) -> str:
-        """The command that builds what is missing or stale."""
-        return f"bltcli build {shlex.quote(str(self.bundle.path))}"
+        """The command that builds what is missing or stale, for texts and drafts as long as those of what is held."""
+        command = f"bltcli build {shlex.quote(str(self.bundle.path))}"
+        with suppress(KeyError, TypeError, ValueError, UsageError):
+            held = Profile(**(self._record(GRAPHS[0]) or {})["profile"])
+            command += f" --max-batch {held.max_batch:d} --max-bytes {held.max_bytes:d}"
+            command += f" --draft-bytes {held.draft_rows - 1:d}"
+        return command
 
     def key(self, graph: GraphName, **fields: Any) -> EngineKey:
         """The key of a graph of this bundle; its hash covers the graph and its weights."""

@@ -1,9 +1,11 @@
-"""Give the global model of a checkpoint more layers, which at first pass on what they are given.
+"""Give the global model or the decoder of a checkpoint more layers, which at first pass on what they are given.
 
-    python scripts/deepen.py CHECKPOINT OUT --layers 6 [--seed 0]
+    python scripts/deepen.py CHECKPOINT OUT --layers 6 [--part global_model] [--seed 0]
 
 What a new layer adds to its input is multiplied by zero weights (o_proj, down_proj), so that OUT computes what
 CHECKPOINT does, until it is trained on: `bltcli train RECIPE --init OUT`. Its other weights are normal, of inputs^-0.5.
+A decoder's new layer doubles what it reads (the double residual of cross-attention), which the norm after the last
+layer undoes.
 """
 
 from __future__ import annotations
@@ -18,22 +20,26 @@ from numpy.typing import NDArray
 from bltcli.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
 from bltcli.errors import BltError, UsageError
 
-FIRST = "global_model.layers.0."
+PARTS = ("global_model", "decoder")
 
 
-def deepen(checkpoint: Checkpoint, out: Path, layers: int, seed: int) -> None:
-    """UsageError where `checkpoint` has as many layers already."""
-    stack = checkpoint.config.global_model
+def deepen(checkpoint: Checkpoint, out: Path, part: str, layers: int, seed: int) -> None:
+    """UsageError where `part` of `checkpoint` has as many layers already."""
+    stack = getattr(checkpoint.config, part)
     if layers <= stack.num_layers:
-        raise UsageError(f"--layers is {layers}; the global model has {stack.num_layers} already")
+        raise UsageError(f"--layers is {layers}; the {part.replace('_', ' ')} has {stack.num_layers} already")
     rng = np.random.default_rng(seed)
     weights = {name: weight.numpy() for name, weight in checkpoint.weights.items()}
-    first = [name for name in weights if name.startswith(FIRST)]
-    for layer in range(stack.num_layers, layers):
-        for name in first:
-            own = f"global_model.layers.{layer}.{name.removeprefix(FIRST)}"
-            weights[own] = new_weight(name, weights[name].shape, rng).astype(weights[name].dtype)
-    config = replace(checkpoint.config, global_model=replace(stack, num_layers=layers))
+    stacks = [f"{part}.layers"]
+    if part == "decoder" and stack.cross_attn_all_layers:
+        stacks.append("decoder.cross_attn_layers")
+    for prefix in stacks:
+        first = [name for name in weights if name.startswith(f"{prefix}.0.")]
+        for layer in range(stack.num_layers, layers):
+            for name in first:
+                own = f"{prefix}.{layer}.{name.removeprefix(f'{prefix}.0.')}"
+                weights[own] = new_weight(name, weights[name].shape, rng).astype(weights[name].dtype)
+    config = replace(checkpoint.config, **{part: replace(stack, num_layers=layers)})
     write_checkpoint(out, config, weights, licence=checkpoint.licence, metadata=checkpoint.metadata)
 
 
@@ -50,10 +56,11 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, required=True)
+    parser.add_argument("--part", choices=PARTS, default=PARTS[0])
     parser.add_argument("--seed", type=int, default=0)
     o = parser.parse_args()
     try:
-        deepen(open_checkpoint(o.checkpoint), o.out, o.layers, o.seed)
+        deepen(open_checkpoint(o.checkpoint), o.out, o.part, o.layers, o.seed)
     except BltError as error:
         parser.error(str(error))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from bltcli import engine_choice
+from bltcli import cli, engine_choice
 from bltcli.building import build_bundle
 from bltcli.bundle import Bundle
 from bltcli.commands import doctor
@@ -104,7 +104,9 @@ def test_what_the_cuda_provider_lacks_is_named(bundle: Bundle, monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("with_driver")
-def test_engines_that_must_not_be_loaded_are_refused(bundle: Bundle, built: EngineStore) -> None:
+def test_engines_that_must_not_be_loaded_are_refused(
+    bundle: Bundle, built: EngineStore, capfd: pytest.CaptureFixture[str]
+) -> None:
     for name, harm, reason in (
         (
             "encoder.json",
@@ -121,6 +123,8 @@ def test_engines_that_must_not_be_loaded_are_refused(bundle: Bundle, built: Engi
         file.write_text(json.dumps({**json.loads(good), **harm}))
         assert f"{reason}" in refused(bundle, "tensorrt")
         assert f"run {EngineStore(bundle).rebuild}" in refused(bundle, "tensorrt")
+        assert cli.run(["generate", "-m", str(bundle.path), "--engine", "tensorrt", "-p", "x"]) == 3
+        assert reason in capfd.readouterr().err
         file.write_bytes(good)
     engine = built.folder / "global.engine"
     engine.write_bytes(engine.read_bytes()[:-1])

@@ -54,6 +54,8 @@ def test_a_layer_imports_only_what_lies_below_it(place: str) -> None:
         ("bltcli.pipeline", ["torch", "onnx", "onnx_ir", "onnxruntime"]),
         ("bltcli_export.exporter", ["torch"]),
         ("bltcli.checkpoint", ["torch", "onnx", "onnxruntime"]),
+        ("bltcli_engines.onnxruntime_cuda", ["torch"]),
+        ("bltcli_engines.tensorrt_engine, bltcli_engines.cuda_device", ["torch", "onnx", "onnxruntime"]),
     ],
 )
 def test_heavy_packages_are_imported_only_where_they_are_used(module: str, absent: list[str]) -> None:

@@ -13,19 +13,22 @@ import pytest
 
 from bltcli import building
 from bltcli.building import build_bundle, engine_key, make_profile, memory_needed
-from bltcli.bundle import Bundle
+from bltcli.bundle import Bundle, open_bundle
+from bltcli.checkpoint import open_checkpoint
 from bltcli.engine_store import EngineStore
 from bltcli.errors import ModelError, UsageError
 from bltcli.graphs import GRAPHS, Precision
+from bltcli.models import builtin_checkpoint
 from bltcli.pipeline import open_model
 from bltcli_engines import gpu, tensorrt_build
 from bltcli_engines.gpu import Gpu, describe_gpu
 from bltcli_engines.tensorrt_build import Library, Profile, build_engine, find_library
+from bltcli_export.exporter import export_checkpoint
 from tests.cli_support import bltcli, here, one_line
 from tests.conftest import TinyBundle
 
-FEW = Profile(max_batch=2, slots=256, patch_slots=128, draft_rows=32, prefill_rows=32, patch_bytes=8)
-SMALL = Profile(max_batch=2, slots=256, patch_slots=128, draft_rows=10, prefill_rows=32, patch_bytes=8)
+FEW = Profile(max_batch=2, max_bytes=128, slots=256, patch_slots=128, draft_rows=32, prefill_rows=32, patch_bytes=8)
+SMALL = Profile(max_batch=2, max_bytes=128, slots=256, patch_slots=128, draft_rows=10, prefill_rows=32, patch_bytes=8)
 
 
 @pytest.fixture
@@ -47,6 +50,25 @@ def test_all_four_graphs_build_in_every_precision(tiny_bundle: TinyBundle, form:
         engine = build_engine(library, path, spec, FEW, progress=lambda phase, *_: phases.add(phase))
         assert len(engine) > 10_000
     assert "Building engine" in phases
+
+
+@pytest.mark.parametrize(
+    "precision", [p if p == "fp32" else pytest.param(p, marks=pytest.mark.slow) for p in get_args(Precision)]
+)
+def test_the_built_in_model_builds_in_every_precision(precision: Precision, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(builtin_checkpoint())
+    bundle = open_bundle(export_checkpoint(checkpoint, tmp_path / "b", precision=precision, check=False))
+    profile = make_profile(bundle.config, max_bytes=1024)
+    for graph in GRAPHS:
+        assert build_engine(find_library(), bundle.device_paths[graph], bundle.device_specs[graph], profile)
+
+
+def test_float32_is_multiplied_as_float32() -> None:
+    """TF32 keeps ten bits of the mantissa, and is on unless it is put off."""
+    trt = find_library().module
+    builder = trt.Builder(tensorrt_build.Log(trt).logger)
+    assert builder.create_builder_config().get_flag(trt.BuilderFlag.TF32)
+    assert not tensorrt_build.make_config(trt, builder).get_flag(trt.BuilderFlag.TF32)
 
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX")  # which keeps a cache with nothing in it
@@ -126,7 +148,7 @@ def test_profiles_hold_what_the_pipeline_may_ask_for(tiny_bundle: TinyBundle) ->
         with pytest.raises(UsageError, match=reason):
             make_profile(config, **{"max_batch": 1, "max_bytes": None, "draft_bytes": 4, **change})
     with pytest.raises(UsageError, match="slots is 0"):
-        Profile(max_batch=1, slots=0, patch_slots=1, draft_rows=1, prefill_rows=1, patch_bytes=1)
+        Profile(max_batch=1, max_bytes=1, slots=0, patch_slots=1, draft_rows=1, prefill_rows=1, patch_bytes=1)
 
 
 @pytest.fixture
@@ -166,10 +188,14 @@ def test_only_the_very_file_that_was_built_is_loaded(tiny_bundle: TinyBundle) ->
         engine.write_bytes(spoilt)
         with pytest.raises(ModelError, match=r"for encoder: the file is not the one that was built; run bltcli build "):
             store.load("encoder", key)
+    assert store.rebuild.endswith(" --max-batch 2 --max-bytes 128 --draft-bytes 9")
     engine.write_bytes(good)
     facts = json.loads(record.read_bytes())
     record.write_text(json.dumps({**facts, "gpu": "NVIDIA H200", "compute_capability": "9.0"}))
     with pytest.raises(ModelError, match=r"gpu was 'NVIDIA H200', is 'any'; compute_capability was '9\.0', is 'any'"):
+        store.load("encoder", key)
+    record.write_text(json.dumps({**facts, "settings": "TF32"}))
+    with pytest.raises(ModelError, match=r"settings was 'TF32', is 'float32 without TF32'"):
         store.load("encoder", key)
     record.write_text("{")
     with pytest.raises(ModelError, match="its record is damaged"):

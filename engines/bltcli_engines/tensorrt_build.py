@@ -23,6 +23,9 @@ LIBRARIES: Final = {
 }
 INSTALL: Final = "pip install 'bltcli[tensorrt-rtx]' (any GPU, ahead of time) or 'bltcli[tensorrt]'"
 
+#: What an engine is built with besides its profile; engines built with anything else are stale.
+SETTINGS: Final = "float32 without TF32"
+
 #: (phase, steps done, steps in all) while an engine is built.
 Progress = Callable[[str, int, int], None]
 
@@ -32,6 +35,7 @@ class Profile:
     """The shapes an engine must take. Cache axes are fixed, the others range from 1 to a maximum."""
 
     max_batch: int
+    max_bytes: int  # of the longest text
     slots: int  # bytes that local caches hold
     patch_slots: int  # patches that the global cache holds
     draft_rows: int  # byte rows of a verifying pass
@@ -117,7 +121,7 @@ def build_engine(
         errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
         raise ModelError(f"{path}: {library.name} does not take this graph: {errors}")
     _allow_decomposition(trt, network)
-    config = builder.create_builder_config()
+    config = make_config(trt, builder)
     if progress is not None:
         config.progress_monitor = _monitor(trt, progress)
     for rows in profile.row_counts():
@@ -135,6 +139,13 @@ def build_engine(
         write_atomically(timings, bytes(cache.serialize()))
         timings.chmod(0o600)
     return bytes(engine)
+
+
+def make_config(trt: Any, builder: Any) -> Any:
+    """How engines are built: `SETTINGS`. TensorRT's own default multiplies float32 with ten bits of mantissa."""
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    return config
 
 
 def _timing_cache(config: Any, file: Path) -> Any:
