@@ -1,6 +1,6 @@
 """Patcher, encoder, global model and decoder over four engines: bytes in, next-byte logits out, for a batch of texts.
 
-Implements `ByteModel`. State lives in the engines' buffers, indexed by position; `Texts` knows what stands where.
+Implements `ByteModel` by passes of single graphs (`bltcli.passes`).
 """
 
 from __future__ import annotations
@@ -20,21 +20,14 @@ from bltcli.decoding.protocol import Choose, TellsGraphs
 from bltcli.embeddings import Tables
 from bltcli.errors import UsageError
 from bltcli.graphs import GraphName
-from bltcli.ngrams import hash_rows
+from bltcli.passes import Passes
 from bltcli.sampling import FloatArray
-from bltcli.stats import Work
-from bltcli.texts import PREFILL_ROWS, Patches, Span, Texts
+from bltcli.texts import PREFILL_ROWS
 from bltcli.vocab import MASK, OUTPUT_IDS, IdArray, encode
-from bltcli_engines.counting import CountingEngine
-from bltcli_engines.protocol import Arrays, Engine, Runs, RunsFewRows, Runtime
-from bltcli_engines.state import bind_state
-
-MAX_CONSTANT = 64  # bounds up to this are padded to the bound itself
-FEW = 4  # rows of a batch from which on the global model runs for those that closed a patch alone
-MIN_PATCH_BYTES = 16  # other patches: padded to powers of two from here on, see `_patch_bytes`
+from bltcli_engines.protocol import Engine, Runtime
 
 
-class Pipeline(Texts):
+class Pipeline(Passes):
     """A batch of texts over four engines."""
 
     def __init__(
@@ -47,24 +40,12 @@ class Pipeline(Texts):
         rows: int = 1,
         exact: bool = True,
     ) -> None:
-        """`exact` keeps every call to a number of rows that makes values independent of the call; without it single
-        rows run unpadded: faster, and no promise that speculation equals plain decoding to the last bit."""
-        self.engine_name, self.tables, self.bundle_sha256 = runtime.name, tables, ""
-        self.row_multiple = runtime.row_multiple if exact else 1
-        self._pairs = exact and runtime.pairs_texts
-        self.promised = exact and runtime.promised  # bitwise, that a row's value depends on nothing else in its call
+        """`exact`: see `Passes`."""
+        super().__init__(config, runtime, engines, tables, rows=rows, exact=exact)
+        self.engine_name, self.bundle_sha256 = runtime.name, ""
         self.prefill_rows = PREFILL_ROWS // self.row_multiple * self.row_multiple
-        self.work = Work()
-        self.engines: dict[GraphName, CountingEngine] = {
-            name: CountingEngine(engine, lambda: self.work) for name, engine in engines.items()
-        }
-        self._chooses = self.engines["decoder"].chooses
         self._runtime = runtime
         self._nursery: Pipeline | None = None
-        super().__init__(config, rows, runtime.slot_step, *bind_state(self.engines, runtime, rows))
-        self._few: Runs | None = None  # the global model for at most half of the rows
-        if isinstance(runtime, RunsFewRows) and rows >= FEW:
-            self._few = runtime.few_rows(engines["global"], rows // 2 + 1)
 
     @property
     def block_size(self) -> int:
@@ -172,146 +153,6 @@ class Pipeline(Texts):
             masked &= ~shown
         parts = [(block[row, :count], revealed[row, :count]) for row, count in enumerate(counts.tolist())]
         return [ids for ids, _ in parts], [logits for _, logits in parts]
-
-    def _pad(self, rows: int, texts: int | None = None) -> int:
-        """Rows per text of a call whose values count, of which `rows` are needed; `texts`: of how many, default all."""
-        if rows == 1 and self._pairs and (texts or self.rows) % self.row_multiple == 0:
-            return 1
-        return -(-rows // self.row_multiple) * self.row_multiple
-
-    def _absorb(self, ids: Sequence[IdArray], *, peek: bool) -> tuple[IdArray, Span]:
-        """Run ids through patcher, encoder and global model; how many there were, [b], and the rows that they took."""
-        counts = np.array([len(row) for row in ids], dtype=np.int64)
-        assert counts.any()
-        assert (self.room - counts).min() >= 0, "the context's end is the driver's business"
-        most = max(counts.tolist())  # states that a draft left may lie as far ahead
-        self.make_room(most + self._pad(max((self.lengths - self.decoded + counts).tolist())))
-        self.store(self.lengths, ids)
-        span = self.span(self.lengths, self._pad(most), self.config.patcher.window)
-        entropy = self.engines["patcher"].run({"ids": span.own_ids, **span.place})["entropy"]
-        self._encode(self.lengths + counts, span)
-        patches = self.close_patches(counts, entropy, peek=peek)
-        if any(patches):
-            self._run_global(patches)
-        self.byte_cache.append(counts)
-        return counts, span
-
-    def _encode(self, ends: IdArray, last: Span | None = None) -> None:
-        """Bring byte states up to ends[r]; those a draft has computed already are kept."""
-        starts = np.minimum(self.encoded, ends)
-        longest = max((ends - starts).tolist())
-        if not longest:
-            return
-        config = self.config.encoder
-        span = self.span(starts, self._pad(longest), config.window, last)
-        embeds = self.tables.gather(span.own_ids, hash_rows(span.ids, None, config))
-        self.engines["encoder"].run({"embeds": embeds, **span.place})
-        self.encoded[:] = ends
-
-    def _run_global(self, patches: Patches) -> None:
-        counts = np.array([len(row) for row in patches], dtype=np.int64)
-        longest = self._patch_bytes(max(length for row in patches for _, length in row))
-        few, chosen = self._few, np.flatnonzero(counts)
-        if 2 * len(chosen) > self.rows or few is None:
-            few, chosen = None, np.arange(self.rows)
-        elif self._pairs and len(chosen) % self.row_multiple:
-            chosen = np.append(chosen, np.flatnonzero(counts == 0)[0])
-        columns = self._pad(int(counts.max()), len(chosen))
-        # a padding patch has one byte, and is written beyond the real ones
-        first, length = np.zeros((len(chosen), columns), np.int64), np.ones((len(chosen), columns), np.int64)
-        for at, row in enumerate(chosen.tolist()):
-            for column, (start, size) in enumerate(patches[row]):
-                first[at, column], length[at, column] = start - self.byte_cache.bases[row], size
-        cache, stack = self.patch_cache, self.config.global_model
-        cache.reserve(columns)
-        positions = self.patches[chosen, None] + np.arange(columns)
-        self.engines["global"].run(
-            {
-                "batch_rows": chosen,
-                "patch_index": first[:, :, None] + np.minimum(np.arange(longest), length[:, :, None] - 1),
-                "patch_len": length,
-                "position_ids": np.minimum(positions, stack.max_positions - 1),
-                "write_indices": positions[:, 0],
-                "attn_bias": cache.bias(positions, stack.window),
-            },
-            few,
-        )
-        cache.append(counts - self.peeked)
-
-    def _patch_bytes(self, longest: int) -> int:
-        """Padded patch length. Constant where patches are bounded tightly; else a power of two, so that the sums over a
-        patch are grouped alike whichever other patches are in the call."""
-        bound = self.config.patcher.max_patch_length
-        if bound is not None and bound <= MAX_CONSTANT:
-            return bound
-        return max(MIN_PATCH_BYTES, 1 << (longest - 1).bit_length())
-
-    def _decode(self, counts: IdArray, last: Span) -> FloatArray:
-        """Run the decoder up to the texts' ends: logits of the last counts[r] bytes, [b, q, 260]."""
-        present = self.lengths - self.decoded
-        span = self.span(self.decoded, self._pad(max(present.tolist())), self.config.decoder.window, last)
-        run = self._run_decoder(span.own_ids, span.positions, self.latents(span.positions), span.place)
-        logits: FloatArray = run["logits"]
-        self.decoded[:] = self.lengths
-        if span is last:
-            return logits
-        columns = np.minimum((present - counts)[:, None] + np.arange(int(counts.max())), logits.shape[1] - 1)
-        found: FloatArray = logits[self._row, columns]
-        return found
-
-    def _block_pass(
-        self,
-        block: IdArray,
-        counts: IdArray,
-        starts: IdArray,
-        pending: Sequence[IdArray] | None,
-        addends: FloatArray | None,
-    ) -> Arrays:
-        """One decoder pass over blocks at starts[r]: logits [b, B, 260], and what a graph that chooses finds with
-        `addends` of the block's bytes. With `pending`, the first one, which runs the bytes before the block as clean
-        rows: those that the decoder is behind with, and those not in the text yet."""
-        first = starts if pending is None else np.where(counts > 0, self.decoded, starts)
-        clean = starts - first
-        present = np.where(counts > 0, clean + counts, 0)
-        rows = self._pad(int(present.max()))
-        span = self.span(first, rows, self.config.decoder.window)
-        ids = span.own_ids
-        for row in np.flatnonzero(counts).tolist():
-            ids[row, clean[row] : present[row]] = block[row, : counts[row]]
-            if pending is not None:
-                ids[row, clean[row] - len(pending[row]) : clean[row]] = pending[row]
-        beyond = span.positions >= self.lengths[:, None]
-        latents = np.where(beyond, self.latest[:, None], self.latents(span.positions))
-        bias = self.byte_cache.bias(
-            span.positions - self.byte_cache.bases[:, None], self.config.decoder.window, blocks=(clean, present)
-        )
-        columns = np.minimum(clean[:, None] + np.arange(block.shape[1]), rows - 1)
-        addend = None
-        if addends is not None:
-            addend = np.zeros((*ids.shape, OUTPUT_IDS), dtype=np.float32)
-            addend[self._row, columns] = addends
-        run = self._run_decoder(ids, ids, latents, {**span.place, "attn_bias": bias}, addend)
-        if pending is not None:
-            self.decoded[counts > 0] = self.lengths[counts > 0]
-        names = ("logits",) if addends is None else ("logits", "best", "confidence", "entropy")
-        return {name: run[name][self._row, columns] for name in names}
-
-    def _run_decoder(
-        self,
-        ids: IdArray,
-        positions: IdArray,
-        latents: IdArray,
-        place: dict[str, Any],
-        addend: FloatArray | None = None,
-    ) -> Arrays:
-        feeds = {"latent_index": latents, **place}
-        if self.config.decoder.input == "lookup":
-            feeds["ids"] = ids
-        else:
-            feeds["state_index"] = positions - self.byte_cache.bases[:, None]
-        if self._chooses:
-            feeds["addend"] = np.zeros((*ids.shape, OUTPUT_IDS), dtype=np.float32) if addend is None else addend
-        return self.engines["decoder"].run(feeds)
 
 
 def open_model(
