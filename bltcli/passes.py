@@ -16,7 +16,7 @@ from bltcli.graphs import GraphName
 from bltcli.ngrams import hash_rows
 from bltcli.sampling import FloatArray
 from bltcli.stats import Work
-from bltcli.texts import Patches, Span, Texts
+from bltcli.texts import PREFILL_ROWS, Patches, Span, Texts
 from bltcli.vocab import OUTPUT_IDS, IdArray
 from bltcli_engines.counting import CountingEngine
 from bltcli_engines.protocol import Arrays, Engine, Runs, RunsFewRows, Runtime
@@ -42,8 +42,9 @@ class Passes(Texts):
     ) -> None:
         """`exact` keeps every call to a number of rows that makes values independent of the call; without it single
         rows run unpadded: faster, and no promise that speculation equals plain decoding to the last bit."""
-        self.tables = tables
+        self.engine_name, self.tables, self._runtime = runtime.name, tables, runtime
         self.row_multiple = runtime.row_multiple if exact else 1
+        self.prefill_rows = PREFILL_ROWS // self.row_multiple * self.row_multiple
         self._pairs = exact and runtime.pairs_texts
         self.promised = exact and runtime.promised  # bitwise, that a row's value depends on nothing else in its call
         self.work = Work()

@@ -6,46 +6,29 @@ Implements `ByteModel` by passes of single graphs (`bltcli.passes`).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from bltcli.bundle import Bundle
-from bltcli.config import ModelConfig
 from bltcli.decoding import MethodOptions
 from bltcli.decoding.denoise import Certainty, OfLogits, Told, Unmask
 from bltcli.decoding.driver import run_whole
 from bltcli.decoding.protocol import Choose, TellsGraphs
-from bltcli.embeddings import Tables
 from bltcli.errors import UsageError
 from bltcli.graphs import GraphName
 from bltcli.passes import Passes
 from bltcli.sampling import FloatArray
-from bltcli.texts import PREFILL_ROWS
 from bltcli.vocab import MASK, OUTPUT_IDS, IdArray, encode
-from bltcli_engines.protocol import Engine, Runtime
+from bltcli_engines.protocol import Engine
 
 
 class Pipeline(Passes):
     """A batch of texts over four engines."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        runtime: Runtime,
-        engines: Mapping[GraphName, Engine],
-        tables: Tables,
-        *,
-        rows: int = 1,
-        exact: bool = True,
-    ) -> None:
-        """`exact`: see `Passes`."""
-        super().__init__(config, runtime, engines, tables, rows=rows, exact=exact)
-        self.engine_name, self.bundle_sha256 = runtime.name, ""
-        self.prefill_rows = PREFILL_ROWS // self.row_multiple * self.row_multiple
-        self._runtime = runtime
-        self._nursery: Pipeline | None = None
+    bundle_sha256 = ""
+    _nursery: Pipeline | None = None
 
     @property
     def block_size(self) -> int:
