@@ -42,13 +42,14 @@ def test_every_graph_passes_the_gate_against_torch(tmp_path: Path, form: str, pr
 
 def test_graphs_are_standard_onnx_with_the_contract_io(tmp_path: Path, checkpoint: Checkpoint) -> None:
     bundle = open_bundle(export_checkpoint(checkpoint, tmp_path / "bundle", precision="fp32"))
-    for name in GRAPHS:
-        path = bundle.graph_paths[name]
+    forms = [*bundle.graph_paths.items(), ("decoder", bundle.device_paths["decoder"])]
+    for (name, path), spec in zip(forms, [*bundle.specs.values(), bundle.device_specs["decoder"]], strict=True):
+        assert spec.name == name
         onnx.checker.check_model(str(path))
         model = onnx.load(path, load_external_data=False)
         assert [(o.domain, o.version) for o in model.opset_import] == [("", 24)]
         assert model.ir_version == 12
-        assert [i.name for i in model.graph.input] == [t.name for t in bundle.specs[name].inputs]
+        assert [i.name for i in model.graph.input] == [t.name for t in spec.inputs]
         assert {n.domain for n in model.graph.node} == {""}
 
 
@@ -61,6 +62,14 @@ def test_a_graph_that_is_not_the_model_fails_the_export_and_leaves_nothing(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_choosing_form_that_chooses_otherwise_fails_the_export(
+    tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bltcli_export.choosing.NEVER_GENERATED", ())
+    with pytest.raises(ModelError, match=r"parity check failed: decoder (best|confidence|certainty) .*"):
+        export_checkpoint(checkpoint, tmp_path / "bundle", precision="fp32")
+
+
 def test_golden_outputs_stand_in_for_torch(
     tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +77,8 @@ def test_golden_outputs_stand_in_for_torch(
     monkeypatch.setitem(sys.modules, "torch", None)
     bundle = open_bundle(export_checkpoint(checkpoint, tmp_path / "bundle", precision="fp32"))
     assert bundle.manifest["parity"]["against"] == "golden outputs"
-    assert set(bundle.manifest["parity"]["differences"]) == {"entropy", "states", "latents", "logits"}
+    chosen = {"decoder logits, choosing", "decoder best", "decoder confidence", "decoder certainty"}
+    assert set(bundle.manifest["parity"]["differences"]) == {"entropy", "states", "latents", "logits", *chosen}
     assert (bundle.path / GOLDEN).is_file()
 
 

@@ -124,13 +124,13 @@ def _check_choosing(bundle: Bundle, parity: Parity) -> None:
     runtime, engines = open_onnxruntime(bundle.device_specs, bundle.device_paths, bundle.weight_bytes)
     model = Pipeline(bundle.config, runtime, engines, bundle.tables())
     for piece in _pieces(sample_ids(min(_TEXT_BYTES // 2, bundle.config.max_bytes - 1), 2)):
-        parity.compare("choosing decoder's logits", model.extend([piece]), plain.extend([piece]))
+        parity.compare("decoder logits, choosing", model.extend([piece]), plain.extend([piece]))
         found = model.engines["decoder"].outputs
         logits, of_logits = found["logits"][0], OfLogits(found["logits"])
         best = Sampler().choose(logits, *np.zeros((2, len(logits)), dtype=np.int64))
-        parity.compare("chosen ids", found["best"][0] != best, np.zeros(len(best)))
-        parity.compare("confidence", found["confidence"], of_logits.confidence)
-        parity.compare("certainty of the decoder", found["entropy"], of_logits.entropy)
+        parity.compare("decoder best", found["best"][0] != best, np.zeros(len(best)))
+        parity.compare("decoder confidence", found["confidence"], of_logits.confidence)
+        parity.compare("decoder certainty", found["entropy"], of_logits.entropy)
         parity.calls += 1
     parity.require()
 
