@@ -27,8 +27,9 @@ $(TEST_VENV)/.installed: pyproject.toml
 	$(TEST_VENV)/bin/python -m pip install --quiet -e '.[test,tensorrt-rtx]'
 	touch $@
 
+# a process per core; each half of the files stays together as long as it lasts, and with it what their fixtures made
 test: $(TEST_VENV)/.installed
-	$(RUN) pytest
+	$(RUN) pytest -n auto --dist worksteal
 
 # minutes: every exactness claim at full size
 test-slow: $(TEST_VENV)/.installed

@@ -2,6 +2,7 @@
 
     python benchmarks/exactness.py [-m BUNDLE] [--prompts 200] [--new-bytes 256] [--out FILE.jsonl]
     python benchmarks/exactness.py [-m BUNDLE] --lines FILE --direction FROM>TO [--new-bytes 256] [--out FILE.jsonl]
+        [--sampling greedy|sampled]
 
 Exits 1 at any difference at all. Prompts: valid UTF-8 in several scripts, code, random bytes, empty, past the end of
 text; or the lines of a file, to be translated.
@@ -33,7 +34,7 @@ Row = dict[str, Any]
 ROWS = 16
 DRAFTED = tuple(f"blt-s k={k}" for k in (1, 2, 4, 8, 16))
 IN_BLOCKS = tuple(f"blt-dv block={block}" for block in (4, 8, 16))
-SAMPLED = {"temperature": 0.9, "top_p": 0.95, "seed": 5}
+SAMPLING: dict[str, Row] = {"greedy": {}, "sampled": {"temperature": 0.9, "top_p": 0.95, "seed": 5}}
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog. ",
     "Le ministre peut, par arrêté, modifier les conditions. ",
@@ -61,11 +62,13 @@ def prompts(count: int) -> list[bytes]:
     return found
 
 
-def check(model: Pipeline, runs: Sequence[str], texts: list[bytes], new_bytes: int, **sampling: Any) -> Iterator[Row]:
-    """One row per setting."""
+def check(
+    model: Pipeline, runs: Sequence[str], texts: list[bytes], new_bytes: int, ways: Sequence[str], **sampling: Any
+) -> Iterator[Row]:
+    """One row per setting and way of sampling."""
     stop = Stop(max_bytes=new_bytes)
-    for name, more in (("greedy", {}), ("sampled", SAMPLED)):
-        sampler = Sampler(**sampling, **more)
+    for name in ways:
+        sampler = Sampler(**sampling, **SAMPLING[name])
 
         def written(run: str, sampler: Sampler = sampler) -> tuple[list[bytes], DecodeStats]:
             return generate_texts(model, parse_setting(run)[0].make(model), texts, sampler=sampler, stop=stop)
@@ -92,6 +95,7 @@ def main() -> None:
     parser.add_argument("--direction")
     parser.add_argument("--new-bytes", type=int, default=256)
     parser.add_argument("--run", action="append", help="setting, such as 'blt-s k=4'; repeatable, in place of all")
+    parser.add_argument("--sampling", choices=SAMPLING, help="in place of both")
     parser.add_argument("--out", type=Path, default=RESULTS / "exactness.jsonl")
     o = parser.parse_args()
     bundle = open_bundle(resolve_bundle(o.model, o.precision, lambda line: print(line, file=sys.stderr)))
@@ -101,7 +105,8 @@ def main() -> None:
         [Prompts(o.direction).prompt(line.decode()) for line in o.lines.read_bytes().splitlines()] if o.lines else None
     )
     rows = []
-    for row in check(model, runs, texts or prompts(o.prompts), o.new_bytes, ignore_eos=texts is None):
+    ways = [o.sampling] if o.sampling else list(SAMPLING)
+    for row in check(model, runs, texts or prompts(o.prompts), o.new_bytes, ways, ignore_eos=texts is None):
         rows.append(row | {"precision": bundle.precision, "bundle_sha256": bundle.sha256})
         print(row, flush=True)
     write_rows(o.out, rows)

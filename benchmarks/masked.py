@@ -3,8 +3,9 @@
     python benchmarks/masked.py CHECKPOINT --folder DIR NAME:FROM>TO[:LINES]... [--block 8]
 
 NAME.FROM and NAME.TO in DIR are line-aligned (`scripts/held_out.py` writes some). Blocks lie in the translations, at
-patch starts and anywhere. Of each, the first n bytes are given, the rest is masked, and byte n is guessed; beside it,
-the next-byte prediction of the same byte, which knows the same bytes, and the latents of patches that ended since.
+patch starts and anywhere. Of each, the first n bytes are given, the rest is masked, and byte n is guessed. Beside it,
+what the block's row before, of a given byte, says when it is read as a next-byte prediction; and next-byte prediction
+itself, which knows the same bytes, and the latents of patches that ended since.
 Writes benchmarks/results/masked.jsonl.
 """
 
@@ -54,7 +55,7 @@ def packed(documents: list[bytes]) -> IdArray:
 @torch.no_grad()
 def measure(model: Blt, ids: IdArray, block: int, known: int, anywhere: bool) -> dict[str, Any]:
     """Accuracy and bits of byte `known` of blocks whose bytes before it are given."""
-    totals = np.zeros(5)  # bytes; right and bits of the masked byte, of the next byte
+    totals = np.zeros(7)  # bytes; right and bits of the masked byte, of the row before it, of the next byte
     for start in range(0, len(ids), ROWS):
         part, rng = ids[start : start + ROWS], np.random.default_rng(0)
         layout = model.layout(part)
@@ -65,13 +66,16 @@ def measure(model: Blt, ids: IdArray, block: int, known: int, anywhere: bool) ->
         target = torch.from_numpy(blocks.targets[:, :, known])[real]
         before = torch.from_numpy(np.minimum(blocks.starts + known - 1, ROW_BYTES - 1))
         rows = torch.arange(len(part))[:, None].expand_as(before)
-        found = [figures(logits, target) for logits in (masked[:, :, known][real], clean[rows, before][real])]
-        totals += [len(target), *found[0], *found[1]]
-    of_masked, of_next = totals[1:3] / totals[0], totals[3:] / totals[0]
+        next_byte = clean[rows, before][real]
+        row_before = masked[:, :, known - 1][real] if known else next_byte
+        found = [figures(logits, target) for logits in (masked[:, :, known][real], row_before, next_byte)]
+        totals += [len(target), *found[0], *found[1], *found[2]]
+    of_masked, of_before, of_next = (totals[1:] / totals[0]).reshape(3, 2)
     return {
         "block": block, "starts": "anywhere" if anywhere else "patches", "known": known, "bytes": int(totals[0]),
         "masked_accuracy": round(float(of_masked[0]), 4), "next_byte_accuracy": round(float(of_next[0]), 4),
         "masked_bits": round(float(of_masked[1]), 4), "next_byte_bits": round(float(of_next[1]), 4),
+        "row_before_accuracy": round(float(of_before[0]), 4), "row_before_bits": round(float(of_before[1]), 4),
     }  # fmt: skip
 
 

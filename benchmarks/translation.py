@@ -7,7 +7,7 @@ NAME.FROM and NAME.TO in DIR are line-aligned (`scripts/held_out.py` writes some
 not said. One text at a time, so that passes are those of a text. What was generated is kept in --records: a run that
 was interrupted goes on there. --baseline: a model trained as long on next bytes alone, decoded with ar. Writes
 benchmarks/results/translation.jsonl and, with --document, a section of docs/results.md with a plot beside it (needs
-matplotlib).
+matplotlib); with --about NAME, benchmarks/results/translation-NAME.jsonl and a section of its own.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ RUNS = (
     "blt-dv block=8 ngram=yes",
 )
 LINES = 300
-ROWS = RESULTS / "translation.jsonl"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results.md"
-PLOT = "translation.svg"
 Report = dict[str, Any]
 
 
@@ -80,12 +78,13 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.0f} %"
 
 
-def section(reports: Sequence[Report]) -> str:
+def section(reports: Sequence[Report], about: str | None, plot: str) -> str:
     """All sets as Markdown."""
     signatures = "; ".join(f"{name} `{text}`" for name, text in reports[0]["signatures"].items())
     broken = [report["set"] for report in reports if report["differ"]]
     verified = "differ from `ar` in " + ", ".join(broken) if broken else "wrote the bytes of `ar` in every line"
-    head = f"""## Quality against cost
+    title = "Quality against cost" + (f": {about}" if about else "")
+    head = f"""## {title}
 
 ```sh
 {command()}
@@ -94,7 +93,7 @@ def section(reports: Sequence[Report]) -> str:
 Passes, and GB by the paper's formula, are per text; scores have the 95 % interval of a paired bootstrap. `blt-s`,
 `blt-dv` and n-gram drafts {verified}. {signatures}.
 
-![chrF++ against bytes per second, one panel per test set]({PLOT})
+![chrF++ against bytes per second, one panel per test set]({plot})
 
 """
     return head + "\n".join(map(table, reports))
@@ -134,6 +133,7 @@ def main() -> None:
     parser.add_argument("--tokenize", default="flores101")
     parser.add_argument("--records", type=Path, default=Path("runs/translation"))
     parser.add_argument("--run", action="append", help="setting, such as 'blt-s k=4'; repeatable, in place of all")
+    parser.add_argument("--about", metavar="NAME", help="what these sets are, where they are not the main ones")
     parser.add_argument("--document", action="store_true")
     o = parser.parse_args()
     reports = []
@@ -142,10 +142,11 @@ def main() -> None:
         if o.baseline:
             reports[-1]["baseline"] = evaluate(name, o, o.baseline, ["ar"])
         print(table(reports[-1]), flush=True)
-    write_rows(ROWS, reports)
+    name = f"translation-{o.about}" if o.about else "translation"
+    write_rows(RESULTS / f"{name}.jsonl", reports)
     if o.document:
-        draw(reports, DOCUMENT.with_name(PLOT))
-        write_section(DOCUMENT, "translation", section(reports))
+        draw(reports, DOCUMENT.with_name(f"{name}.svg"))
+        write_section(DOCUMENT, name, section(reports, o.about, f"{name}.svg"))
 
 
 if __name__ == "__main__":

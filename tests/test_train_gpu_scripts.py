@@ -131,3 +131,13 @@ def test_test_sets_hold_only_what_no_run_is_trained_on(recipe: Path, data_root: 
     assert pairs == set(held.values())
     assert held[other] in pairs
     assert (again, known) not in pairs
+
+
+def test_lines_of_test_sets_that_texts_repeat_are_counted(recipe: Path, data_root: Path, tmp_path: Path) -> None:
+    held = [pair[0] for pair in Corpus(load_config(recipe).data, data_root, "dev").sources[0].texts]
+    known = [pair[0] for pair in Corpus(load_config(recipe).data, data_root, "train").sources[0].texts]
+    file = tmp_path / "set.en"
+    file.write_bytes(b"\n".join([known[0].upper() + b" !", held[0], b"", held[1]]) + b"\n")
+    done = script("overlap.py", recipe, "--data", data_root, file)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{file}: 3 lines, 1 repeated, 0 share a run of 40\n"

@@ -20,8 +20,8 @@ class Overlap:
 
     def __init__(self, lines: Iterable[bytes]) -> None:
         self._lines = {normal(line) for line in lines} - {""}
-        self._runs = {run for line in self._lines for run in _windows(line, RUN, 1)}
-        self._parts = {part for line in self._lines for part in _windows(line, _ALIGNED, 1)}
+        self._runs = {run for line in self._lines for run in windows(line, RUN, 1)}
+        self._parts = {part for line in self._lines for part in windows(line, _ALIGNED, 1)}
 
     def __contains__(self, text: bytes) -> bool:
         if not self._lines:
@@ -29,11 +29,11 @@ class Overlap:
         found = normal(text)
         if found in self._lines:
             return True
-        if self._parts.isdisjoint(_windows(found, _ALIGNED, _ALIGNED)):  # nearly always, and soon seen
+        if self._parts.isdisjoint(windows(found, _ALIGNED, _ALIGNED)):  # nearly always, and soon seen
             return False
-        return not self._runs.isdisjoint(_windows(found, RUN, 1))
+        return not self._runs.isdisjoint(windows(found, RUN, 1))
 
 
-def _windows(text: str, size: int, step: int) -> Iterable[int]:
+def windows(text: str, size: int, step: int) -> Iterable[int]:
     """Hashes of the windows of `size` characters, each `step` after the last."""
     return (hash(text[i : i + size]) for i in range(0, len(text) - size + 1, step))
