@@ -8,6 +8,7 @@ import functools
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -57,11 +58,17 @@ main()"""
 def start(
     *args: str, env: dict[str, str] | None = None, program: list[str] | None = None, **streams: Any
 ) -> subprocess.Popen[bytes]:
-    """Start bltcli with pipes for whatever `streams` leaves out."""
+    """Start bltcli with pipes for whatever `streams` leaves out; it can be interrupted even where the tests, in the
+    background of a script, cannot."""
     pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr") if name not in streams}
     command = program or [sys.executable, "-m", "bltcli"]
     streams |= {"cwd": home(), "env": environment(**(env or {}))}
+    streams.setdefault("preexec_fn", _take_interrupts)
     return cast("subprocess.Popen[bytes]", subprocess.Popen([*command, *args], **pipes, **streams))
+
+
+def _take_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def bltcli(*args: str, data: bytes = b"", **options: Any) -> Done:
