@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -117,17 +114,6 @@ def terminal() -> Iterator[tuple[int, int]]:
     tty.setraw(theirs)
     yield ours, theirs
     os.close(ours)
-
-
-@pytest.fixture(scope="session")
-def namespaces() -> None:
-    """Leaves out what needs the kernel's namespaces where the kernel gives none, as system tools find: a sandbox that
-    fails on any other machine is a bug."""
-    version = tuple(map(int, platform.release().split(".")[:2])) if sys.platform == "linux" else (0, 0)
-    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    probe = ["unshare", *user, "--mount", "--pid", "--net", "--fork", "mount", "-t", "tmpfs", "none", "/tmp"]
-    if version < (5, 12) or shutil.which("unshare") is None or subprocess.run(probe, capture_output=True).returncode:
-        pytest.skip(reason="this kernel gives out no namespaces and mounts: there is nothing to build a sandbox of")
 
 
 @pytest.fixture

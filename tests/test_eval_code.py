@@ -55,7 +55,7 @@ def human_eval(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sandbox(namespaces: None) -> Sandbox:
+def sandbox() -> Sandbox:
     return Sandbox(Limits(seconds=5, memory_bytes=256 << 20))
 
 
@@ -182,6 +182,7 @@ def records_of(problems: list[Problem], completions: list[str]) -> list[Record]:
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.namespaces
 def test_what_goes_wrong_in_one_program_leaves_the_rest_scored(jobs: int, sandbox: Sandbox, human_eval: Path) -> None:
     problems = read_problems("humaneval", human_eval)
     sandbox.limits = Limits(seconds=1.5, memory_bytes=256 << 20)
@@ -255,6 +256,7 @@ def test_methods_stand_side_by_side_and_nothing_runs_unasked(
     assert len(files["ar.jsonl"].splitlines()) == 2
 
 
+@pytest.mark.namespaces
 @pytest.mark.usefixtures("sandbox")
 def test_sampled_completions_are_run_and_scored(human_eval: Path, tmp_path: Path) -> None:
     sampling = ("--samples", "3", "--temperature", "1", "--pass-at", "1", "--pass-at", "3", "--seconds", "5")

@@ -16,11 +16,12 @@ from bltcli.errors import UsageError
 from bltcli.evaluate import jail, probes, sandbox
 from bltcli.evaluate.sandbox import Limits, Sandbox
 
+pytestmark = pytest.mark.namespaces
 SMALL = Limits(seconds=5, memory_bytes=256 << 20, processes=4, folder_bytes=1 << 20)
 
 
 @pytest.fixture(scope="module")
-def small(namespaces: None) -> Sandbox:
+def small() -> Sandbox:
     return Sandbox(SMALL)
 
 
