@@ -134,10 +134,16 @@ def test_test_sets_hold_only_what_no_run_is_trained_on(recipe: Path, data_root: 
 
 
 def test_lines_of_test_sets_that_texts_repeat_are_counted(recipe: Path, data_root: Path, tmp_path: Path) -> None:
-    held = [pair[0] for pair in Corpus(load_config(recipe).data, data_root, "dev").sources[0].texts]
-    known = [pair[0] for pair in Corpus(load_config(recipe).data, data_root, "train").sources[0].texts]
+    prose = data_root / "lm" / "toy.txt"
+    long = [b"Paragraph %d is longer than forty letters and digits, as it has to be here." % n for n in range(9)]
+    prose.write_bytes(prose.read_bytes() + b"\n\n" + b"\n\n".join(long) + b"\n")
+    data = load_config(recipe).data
+    held = [pair[0] for pair in Corpus(data, data_root, "dev").sources[0].texts]
+    pairs, paragraphs = (source.texts for source in Corpus(data, data_root, "train").sources)
+    part = next(text[0] for text in paragraphs if text[0] in long)[3:-8]
     file = tmp_path / "set.en"
-    file.write_bytes(b"\n".join([known[0].upper() + b" !", held[0], b"", held[1]]) + b"\n")
+    lines = [pairs[0][0].upper() + b" !", b"He said: " + part + b"!", part[:40], held[0], b"", held[1]]
+    file.write_bytes(b"\n".join(lines) + b"\n")
     done = script("overlap.py", recipe, "--data", data_root, file)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{file}: 3 lines, 1 repeated, 0 share a run of 40\n"
+    assert done.stdout == f"{file}: 5 lines, 1 repeated, 1 share a run of 40\n"
