@@ -133,7 +133,7 @@ def graphs(stage: Stage) -> Iterator[Row]:
             piece = ids[start : start + 16]
             logits.append(model.extend([piece])[0, : len(piece)].copy())
             entropy.append(model.engines["patcher"].outputs["entropy"][0, : len(piece)].copy())
-        n, m = int(model.lengths[0]), int(model.patches[0])
+        n, m = int(model.encoded[0]), int(model.patches[0])
         found[name] = {
             "patcher": np.concatenate(entropy),
             "encoder": model.engines["encoder"].buffers["past_states"].numpy()[0, 0, :n],

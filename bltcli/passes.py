@@ -52,6 +52,8 @@ class Passes(Texts):
             name: CountingEngine(engine, lambda: self.work) for name, engine in engines.items()
         }
         self._chooses = self.engines["decoder"].chooses
+        # byte states that no decoder reads can wait for the end of a patch; in a batch one ends in nearly every call
+        self._encodes_late = config.decoder.input == "lookup" and rows == 1
         super().__init__(config, rows, runtime.slot_step, *bind_state(self.engines, runtime, rows))
         self._few: Runs | None = None  # the global model for at most half of the rows
         if isinstance(runtime, RunsFewRows) and rows >= FEW:
@@ -69,19 +71,22 @@ class Passes(Texts):
         assert counts.any()
         assert (self.room - counts).min() >= 0, "the context's end is the driver's business"
         most = max(counts.tolist())  # states that a draft left may lie as far ahead
-        self.make_room(most + self._pad(max((self.lengths - self.decoded + counts).tolist())))
+        self.make_room(most + self._pad(max((self.lengths - self.behind + counts).tolist())))
+        if max((self.lengths - self.encoded).tolist()) + most > self.prefill_rows:
+            self._encode(self.lengths)  # the bytes of an open patch and these are more than a call takes
         self.store(self.lengths, ids)
         span = self.span(self.lengths, self._pad(most), self.config.patcher.window)
         entropy = self.engines["patcher"].run({"ids": span.own_ids, **span.place})["entropy"]
-        self._encode(self.lengths + counts, span)
         patches = self.close_patches(counts, entropy, peek=peek)
+        if any(patches) or not self._encodes_late:
+            self._encode(self.lengths + counts, span)
         if any(patches):
             self._run_global(patches)
         self.byte_cache.append(counts)
         return counts, span
 
     def _encode(self, ends: IdArray, last: Span | None = None) -> None:
-        """Bring byte states up to ends[r]; those a draft has computed already are kept."""
+        """Bring byte states up to ends[r], from where a draft or the last patch that ended has left them."""
         starts = np.minimum(self.encoded, ends)
         longest = max((ends - starts).tolist())
         if not longest:

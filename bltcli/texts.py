@@ -58,7 +58,7 @@ class Texts:
             (rows, config.global_model.max_positions + 1), dtype=np.int64
         )  # the last: of the open one
         self._row = np.arange(rows)[:, None]
-        self.encoded = np.zeros(rows, dtype=np.int64)  # bytes whose states are valid; ahead while drafting
+        self.encoded = np.zeros(rows, dtype=np.int64)  # bytes whose states are valid; ahead while drafting, or behind
         self.decoded = np.zeros(rows, dtype=np.int64)  # bytes whose decoder keys are valid; behind after `absorb`
         self.peeked = np.zeros(rows, dtype=np.int64)  # 1 where the latent after the last one is that of the open patch
         local = (config.patcher, config.encoder, config.decoder)
@@ -85,6 +85,12 @@ class Texts:
     def latest(self) -> IdArray:
         """Number of the latent that continues each text, [b]: of the last closed patch, or of the open one."""
         found: IdArray = np.maximum(self.patches - 1, 0) + self.peeked
+        return found
+
+    @property
+    def behind(self) -> IdArray:
+        """How far the graph that is furthest behind has come in each text, [b]."""
+        found: IdArray = np.minimum(self.encoded, self.decoded)
         return found
 
     def patch_starts(self, row: int) -> list[int]:
@@ -162,7 +168,7 @@ class Texts:
         if self.byte_cache.used >= SLIDE:
             for row in range(self.rows):
                 open_patch = self._starts[row, self.patches[row]] if self.lengths[row] else 0
-                self.byte_cache.slide(row, min(int(self.decoded[row]) - self._reach + 1, int(open_patch)))
+                self.byte_cache.slide(row, min(int(self.behind[row]) - self._reach + 1, int(open_patch)))
         self.byte_cache.reserve(rows)
 
     def close_patches(self, counts: IdArray, entropy: FloatArray, *, peek: bool) -> Patches:

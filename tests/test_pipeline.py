@@ -11,6 +11,7 @@ from bltcli.errors import UsageError
 from bltcli.graphs import GRAPHS
 from bltcli.pipeline import Pipeline, open_model, patch_text
 from bltcli.sampling import FloatArray
+from bltcli.texts import PREFILL_ROWS
 from bltcli.vocab import IdArray, decode, encode
 from bltcli_engines.few_rows import FewRows
 from bltcli_engines.onnxruntime_engine import OrtEngine
@@ -166,7 +167,9 @@ def test_one_global_pass_per_patch_when_going_byte_by_byte(tiny: Bundle) -> None
     run(model, sample_text(300), [1] * 300)
     passes = model.work.passes()
     assert passes["global"] == int(model.patches[0])
-    assert passes["patcher"] == passes["encoder"] == passes["decoder"] == 300
+    assert passes["patcher"] == passes["decoder"] == 300
+    reads_states = tiny.config.decoder.input == "encoder"
+    assert passes["encoder"] == (300 if reads_states else passes["global"])  # what nothing reads yet can wait
 
 
 def test_at_most_one_global_pass_per_call(tiny: Bundle) -> None:
@@ -212,18 +215,31 @@ def test_the_context_is_as_long_as_its_patches_allow(tiny_bundle: TinyBundle) ->
         patch_text(bundle, bytes(5000))
 
 
-def test_an_endless_patch_outlives_the_window(tiny_bundle: TinyBundle) -> None:
+@pytest.mark.parametrize("form", ["encoder", "lookup"])
+def test_an_endless_patch_outlives_the_window(
+    tiny_bundle: TinyBundle, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With no maximum length and a threshold that is never reached, all bytes are one open patch; its states are kept
-    however far the buffers would have slid, and it closes as one patch."""
+    however far the buffers would have slid, and it closes as one patch. No call takes more rows than one may."""
     from tests.tiny import tiny_model
 
-    bundle = tiny_bundle("encoder", bytes_per_patch=400)
-    model = tiny_model("encoder", bytes_per_patch=400)
+    bundle = tiny_bundle(form, bytes_per_patch=400, bounded=False)
+    model = tiny_model(form, bytes_per_patch=400, bounded=False)
     ids = np.concatenate([encode(b"a" * 1200), sample_text(400)[1:]])
     layout = model.layout(ids[None])
     assert layout.patch_len.max() > 700
     with torch.no_grad():
         expected = model(layout)[0].numpy()
+    run_graph, most = OrtEngine.run, 0
+
+    def measure(engine: OrtEngine, feeds: Arrays) -> Arrays:
+        nonlocal most
+        if engine.spec.name != "global":
+            most = max(most, feeds["position_ids"].shape[1])
+        return run_graph(engine, feeds)
+
+    monkeypatch.setattr(OrtEngine, "run", measure)
     found = run(open_model(bundle), ids, uneven(len(ids), 6))
     assert np.abs(found - expected).max() < 1e-4
+    assert 64 < most <= PREFILL_ROWS if form == "lookup" else most <= 40
     assert np.array_equal(found, run(open_model(bundle), ids, [1] * len(ids)))

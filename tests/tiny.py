@@ -32,10 +32,16 @@ def stack(
 
 
 def tiny_config(
-    form: str, *, threshold_nats: float = 5.1, max_bytes: int = 4096, max_patches: int = 2048, block_size: int = 0
+    form: str,
+    *,
+    threshold_nats: float = 5.1,
+    max_bytes: int = 4096,
+    max_patches: int = 2048,
+    block_size: int = 0,
+    bounded: bool = True,
 ) -> ModelConfig:
-    """ "lookup": Fast BLT's decoder input, patches of at most 8. "encoder": as released, patches without a maximum,
-    grouped-query attention. "projected": as the released 7B, k = 4 with a projection into the global model."""
+    """ "lookup": Fast BLT's decoder input, patches of at most 8 if `bounded`. "encoder": as released, patches without a
+    maximum, grouped-query attention. "projected": as the released 7B, k = 4 with a projection into the global model."""
     lookup = form == "lookup"
     kv_heads = 2 if form == "encoder" else 4
     return ModelConfig.from_dict(
@@ -43,7 +49,7 @@ def tiny_config(
             "patcher": {
                 **stack(32, 2, 4, 1e4, WINDOW, max_bytes),
                 "threshold_nats": threshold_nats,
-                "max_patch_length": 8 if lookup else None,
+                "max_patch_length": 8 if lookup and bounded else None,
             },
             "encoder": {
                 **stack(32, 1, kv_heads, 5e5, WINDOW, max_bytes),

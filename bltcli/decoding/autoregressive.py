@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 class Autoregressive:
     """Fast BLT paper, "BLT (AR)", beside what is done here:
 
-        decode byte by byte; the encoder and the         `extend`: per byte one patcher, encoder and decoder pass,
-        global model run when a patch is opened          per patch one global pass
+        decode byte by byte; the encoder and the         `extend`: per byte one patcher and decoder pass, per patch one
+        global model run when a patch is opened          global pass; the encoder's per byte where the decoder reads
+                                                         its states, else per patch
 
     With n-gram drafts, bytes that followed the same text before are verified in that one pass.
     """
