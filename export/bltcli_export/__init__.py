@@ -3,4 +3,4 @@
 from typing import Final
 
 #: Counts changes of the graphs for the same checkpoint, so that cached bundles of an older program are not taken.
-EXPORT_VERSION: Final = 3
+EXPORT_VERSION: Final = 4

@@ -36,16 +36,12 @@ def read_latents(g: Builder, x: ir.Value, slots: ir.Value, name: str, config: Mo
     stack, k = config.decoder, config.cross_attn_k
     heads, group, hd = stack.num_kv_heads, stack.num_heads // stack.num_kv_heads, stack.head_dim
     normed = rms_norm(g, x, f"{name}.q_norm.weight", stack.norm_eps)
-    q = g.reshape(g.op("MatMul", normed, g.weight(f"{name}.q_proj.weight")), 0, 0, heads, group, 1, hd)
+    q = g.reshape(g.op("MatMul", normed, g.weight(f"{name}.q_proj.weight")), 0, 0, 1, heads, group, hd)
     normed = rms_norm(g, slots, f"{name}.k_norm.weight", stack.norm_eps)
     kv = g.op("MatMul", normed, g.weight(f"{name}.k_proj.weight", f"{name}.v_proj.weight"))
-    keys, values = (
-        g.op("Unsqueeze", g.op("Transpose", g.reshape(part, 0, 0, k, heads, hd), perm=[0, 1, 3, 2, 4]), g.ints(3))
-        for part in g.split(kv, [heads * hd] * 2)
-    )  # [b, q, Hkv, 1, k, hd]
-    scores = g.op("ReduceSum", g.op("Mul", q, keys), g.ints(-1), keepdims=0)  # [b, q, Hkv, G, k]
-    weights = g.op("Softmax", g.op("Mul", scores, g.number(hd**-0.5)), axis=-1)
-    out = g.op("Mul", g.op("Unsqueeze", weights, g.ints(-1)), values)
-    out = g.reshape(g.op("ReduceSum", out, g.ints(-2), keepdims=0), 0, 0, config.hidden_size)
-    out = g.op("MatMul", out, g.weight(f"{name}.o_proj.weight"))
+    keys, values = g.split(g.reshape(kv, 0, 0, k, 2 * heads, 1, hd), [heads] * 2, axis=3)  # [b, q, k, Hkv, 1, hd]
+    scores = g.op("ReduceSum", g.op("Mul", q, keys), g.ints(-1))  # [b, q, k, Hkv, G, 1]
+    weights = g.op("Softmax", g.op("Mul", scores, g.number(hd**-0.5)), axis=2)
+    out = g.op("ReduceSum", g.op("Mul", weights, values), g.ints(2), keepdims=0)  # [b, q, Hkv, G, hd]
+    out = g.op("MatMul", g.reshape(out, 0, 0, config.hidden_size), g.weight(f"{name}.o_proj.weight"))
     return g.op("Add", g.op("Add", x, x), out)
