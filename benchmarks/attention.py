@@ -1,8 +1,10 @@
-"""One attention call of ONNX Runtime's CPU three ways: its Attention, GroupQueryAttention, and two plain products.
+"""One attention call of ONNX Runtime's CPU four ways: its Attention, GroupQueryAttention, plain products, and plain
+products of one query row each.
 
     python benchmarks/attention.py [--out FILE.jsonl]
 
-Two query rows over caches of several lengths, in the shapes of the built-in and the released 1B model's local stacks;
+Two query rows (as of a byte alone, padded), one (which row by row would need no padding) and six (a verified draft of
+four bytes) over caches of several lengths, in the shapes of the built-in and the released 1B model's local stacks;
 caches of ten layers in turns, so that none stays in the processor's own memory. Microseconds, the median.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -22,6 +25,7 @@ from common import RESULTS, write_rows
 from onnx import TensorProto, helper
 
 SHAPES = ((1, 4, 32, (96, 256)), (16, 4, 32, (96, 256)), (1, 16, 64, (128, 640, 1024)))  # texts, heads, width, slots
+QUERY_ROWS = (1, 2, 6)
 WINDOW = 512
 LAYERS, RUNS = 10, 30
 MASKED = ["q", "k", "v", "bias"]
@@ -44,6 +48,25 @@ def products(heads: int, width: int) -> onnx.ModelProto:
     return model(nodes, masked_inputs(heads, width), ["out"])
 
 
+def row_by_row(heads: int, width: int) -> onnx.ModelProto:
+    """Each query row is a product of its own, a vector times a matrix, so that no other row can change its sums. The
+    transposition is fused into the product."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["q", "three"], ["row"]),
+        helper.make_node("Unsqueeze", ["k", "two"], ["keys"]),
+        helper.make_node("Transpose", ["keys"], ["columns"], perm=[0, 1, 2, 4, 3]),
+        helper.make_node("MatMul", ["row", "columns"], ["scores"]),
+        helper.make_node("Unsqueeze", ["bias", "three"], ["sight"]),
+        helper.make_node("Add", ["scores", "sight"], ["seen"]),
+        helper.make_node("Softmax", ["seen"], ["weights"], axis=-1),
+        helper.make_node("Unsqueeze", ["v", "two"], ["values"]),
+        helper.make_node("MatMul", ["weights", "values"], ["of_rows"]),
+        helper.make_node("Squeeze", ["of_rows", "three"], ["out"]),
+    ]
+    axes = [helper.make_tensor(name, TensorProto.INT64, [1], [axis]) for name, axis in (("two", 2), ("three", 3))]
+    return model(nodes, masked_inputs(heads, width), ["out"], constants=axes)
+
+
 def group_query(heads: int, width: int) -> onnx.ModelProto:
     inputs = dict.fromkeys(("q", "new_k", "new_v"), ("b", "n", heads * width))
     inputs |= dict.fromkeys(("k", "v"), ("b", heads, "c", width))
@@ -61,12 +84,16 @@ def masked_inputs(heads: int, width: int) -> dict[str, tuple[Any, ...]]:
 
 
 def model(
-    nodes: list[Any], floats: dict[str, tuple[Any, ...]], outputs: list[str], ints: dict[str, Any] | None = None
+    nodes: list[Any],
+    floats: dict[str, tuple[Any, ...]],
+    outputs: list[str],
+    ints: dict[str, Any] | None = None,
+    constants: list[Any] | None = None,
 ) -> onnx.ModelProto:
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in floats.items()]
     inputs += [helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name, shape in (ints or {}).items()]
     outs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
-    graph = helper.make_graph(nodes, "attention", inputs, outs)
+    graph = helper.make_graph(nodes, "attention", inputs, outs, constants)
     opsets = [helper.make_opsetid("", 24), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=11)
 
@@ -91,7 +118,7 @@ def microseconds(session: Any, feeds: list[dict[str, Any]], shared: dict[str, st
     return median(seconds) * 1e6
 
 
-def measured(texts: int, heads: int, width: int, slots: int, threads: int) -> Iterator[tuple[str, float]]:
+def measured(texts: int, heads: int, width: int, slots: int, query: int, threads: int) -> Iterator[tuple[str, float]]:
     rng = np.random.default_rng(0)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
@@ -101,10 +128,11 @@ def measured(texts: int, heads: int, width: int, slots: int, threads: int) -> It
         return rng.random(shape, dtype=np.float32)
 
     caches = [{name: array(texts, heads, slots, width) for name in "kv"} for _ in range(LAYERS)]
-    masked = {"q": array(texts, heads, 2, width), "bias": np.zeros((texts, 1, 2, slots), dtype=np.float32)}
-    rows = {name: array(texts, 2, heads * width) for name in ("q", "new_k", "new_v")}
+    masked = {"q": array(texts, heads, query, width), "bias": np.zeros((texts, 1, query, slots), dtype=np.float32)}
+    rows = {name: array(texts, query, heads * width) for name in ("q", "new_k", "new_v")}
     ends = {"last": np.full(texts, slots - 1, dtype=np.int32), "total": np.array(slots, dtype=np.int32)}
     forms = {"Attention": (attention, masked, {}), "plain products": (products, masked, {})}
+    forms["row by row"] = (row_by_row, masked, {})
     if texts == 1:  # GroupQueryAttention takes several rows of one text alone
         forms["GroupQueryAttention"] = (group_query, rows | ends, {"k_out": "k", "v_out": "v"})
     for name, (build, feeds, shared) in forms.items():
@@ -118,13 +146,10 @@ def main() -> None:
     o = parser.parse_args()
     rows = []
     for texts, heads, width, lengths in SHAPES:
-        for slots in lengths:
-            for threads in (1, 2):
-                found = dict(measured(texts, heads, width, slots, threads))
-                rows.append(
-                    {"texts": texts, "heads": heads, "width": width, "slots": slots, "threads": threads, **found}
-                )
-                print({key: round(value) for key, value in rows[-1].items()}, flush=True)
+        for slots, query, threads in product(lengths, QUERY_ROWS, (1, 2)):
+            shape = {"texts": texts, "heads": heads, "width": width, "slots": slots, "query": query, "threads": threads}
+            rows.append(shape | dict(measured(**shape)))
+            print({key: round(value) for key, value in rows[-1].items()}, flush=True)
     write_rows(o.out, rows)
 
 

@@ -297,7 +297,7 @@ def test_arrays_of_past_shapes_take_bounded_memory(tiny_bundle: TinyBundle, monk
 def test_a_limit_set_for_the_process_is_known() -> None:
     pytest.importorskip("resource")
     program = (
-        "import resource; from bltcli.batch.memory import available_bytes as a\n"
+        "import resource; from bltcli.memory import available_bytes as a\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32)); most = a()\n"
         "held = bytearray(2**28); print(most, most - a())"
     )

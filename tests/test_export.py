@@ -171,6 +171,22 @@ def test_a_full_disk_is_named_before_anything_is_written(
         export_checkpoint(checkpoint, tmp_path / "out" / "bundle", precision="fp32", check=False)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_check_that_memory_does_not_hold_is_refused_before_anything_is_written(
+    tmp_path: Path, checkpoint: Checkpoint, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds torch's weights and the graphs', which ONNX Runtime's CPU widens; not the tables."""
+    graphs = {p: sum(row.bytes for row in exporter.dry_run(checkpoint, p)[:4]) for p in ("fp32", "int8")}
+    needed = graphs["fp32"] + graphs["int8" if precision == "int8" else "fp32"]
+    monkeypatch.setattr(exporter, "available_bytes", lambda: needed - 1)
+    with pytest.raises(ModelError, match=f"takes {needed:,} bytes .* {needed - 1:,} are available; .*--no-check"):
+        export_checkpoint(checkpoint, tmp_path / "bundle", precision=precision)
+    assert not (tmp_path / "bundle").exists()
+    export_checkpoint(checkpoint, tmp_path / "bundle", precision=precision, check=False)
+    monkeypatch.setattr(exporter, "available_bytes", lambda: needed)
+    export_checkpoint(checkpoint, tmp_path / "bundle", precision=precision)
+
+
 def _export(folder: Path, out: Path) -> None:
     export_checkpoint(open_checkpoint(folder), out, precision="fp32", check=False)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from bltcli.bundle import Bundle
 from bltcli.cache import SLIDE, STEP
 from bltcli.graphs import GRAPHS
+from bltcli.memory import available_bytes
 from bltcli.texts import PREFILL_ROWS
 
 SHARE: Final = 0.8  # of what is available; the rest is for what no estimate knows
@@ -16,10 +15,6 @@ BYTES_PER_PATCH: Final = 2  # patches of texts are 3 to 6 bytes long on average
 #: Of attention scores that are alive at once in one pass: scores, their softmax, the mask.
 _SCORES: Final = 3
 _ITEM_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
-_CGROUPS: Final = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
 
 
 def rows_that_fit(bundle: Bundle, rows: int, longest: int, available: int | None = None) -> int:
@@ -56,32 +51,6 @@ def bytes_per_row(bundle: Bundle, longest: int) -> int:
     )
     host = 8 * (2 * config.max_bytes + config.global_model.max_positions)
     return caches + _SCORES * 4 * scores + host
-
-
-def available_bytes() -> int | None:
-    """Memory that can still be taken, by the kernel's own estimate and the limits set for this process and its group;
-    None where the platform does not say."""
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    except OSError:
-        pass
-    for limit, usage in _CGROUPS:
-        try:
-            limits, used = ((Path("/sys/fs/cgroup") / name).read_text().strip() for name in (limit, usage))
-            if limits != "max":
-                found.append(max(0, int(limits) - int(used)))
-        except OSError:
-            continue
-    with suppress(ImportError, OSError):  # Windows has no such limit
-        import resource
-
-        most = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if most != resource.RLIM_INFINITY:
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
-            found.append(max(0, most - pages * resource.getpagesize()))
-    return min(found, default=None)
 
 
 def _rounded(slots: int) -> int:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from bltcli.config import ModelConfig, StackConfig
 from bltcli.vocab import INPUT_IDS, OUTPUT_IDS
+
+#: Embeddings of the encoder that the host gathers, by their names in a bundle: no graph holds them.
+HOST_TABLES: Final = {"byte": "encoder.embed_tokens.weight", "hashed": "encoder.hash_embedding.weight"}
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -10,23 +10,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bltcli.checkpoint import Checkpoint, Weight
+from bltcli.checkpoint.names import HOST_TABLES
 from bltcli.errors import ModelError
 from bltcli.nn.model import Blt
 
 
-def load_blt(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Blt:
+def load_blt(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, *, tables: bool = True) -> Blt:
     """The model of `checkpoint` in evaluation mode, weights in `dtype`, the patcher always in float32: in 16 bit,
-    boundaries flip. Memory: the model and a few megabytes. Raises ModelError for weights that are NaN or infinite."""
+    boundaries flip. Without `tables` the encoder's embeddings, most of a released model, stay on the meta device: for
+    those who gather them on the host. Memory: the model and a few megabytes. Raises ModelError for weights that are NaN
+    or infinite."""
     with torch.device("meta"):  # random initial values of gigabytes would only be thrown away
         model = Blt(checkpoint.config)
     try:
         state = {
             name: _tensor(weight, torch.float32 if name.startswith("patcher.") else dtype)
             for name, weight in checkpoint.weights.items()
+            if tables or name not in HOST_TABLES.values()
         }
     except ModelError as error:
         raise ModelError(f"{checkpoint.path}: {error}") from error
-    model.load_state_dict(state, assign=True)
+    missing, unexpected = model.load_state_dict(state, strict=tables, assign=True)
+    assert not unexpected
+    assert tables or set(missing) == set(HOST_TABLES.values())
     return model.eval()
 
 

@@ -32,13 +32,14 @@ from bltcli.bundle import (
 )
 from bltcli.checkpoint import Checkpoint, Weight
 from bltcli.checkpoint.identity import check_patcher
-from bltcli.checkpoint.names import expected_shapes
+from bltcli.checkpoint.names import HOST_TABLES, expected_shapes
 from bltcli.checkpoint.safetensors_map import Stream, write_safetensors
 from bltcli.checkpoint.weights import DTYPES
 from bltcli.errors import ModelError, UsageError
 from bltcli.graphs import DTYPES as GRAPH_DTYPES
 from bltcli.graphs import GRAPHS, Precision
-from bltcli.quantised import block_of
+from bltcli.memory import available_bytes
+from bltcli.quantised import STEPS, block_of
 from bltcli_export.batched import write_batched
 from bltcli_export.builder import IR_VERSION, OPSET, Builder
 from bltcli_export.choosing import write_choosing
@@ -46,8 +47,6 @@ from bltcli_export.graphs import build_graph
 
 if TYPE_CHECKING:
     from bltcli_export.parity import Parity
-
-HOST_TABLES = {"byte": "encoder.embed_tokens.weight", "hashed": "encoder.hash_embedding.weight"}
 
 
 class Component(NamedTuple):
@@ -84,6 +83,8 @@ def export_checkpoint(
     outputs that lie in the checkpoint; a difference beyond the tolerance raises ModelError and leaves nothing. So does
     an entropy model other than the one that the checkpoint says it was trained with."""
     check_patcher(checkpoint)
+    if check and not (checkpoint.path / GOLDEN).is_file():
+        _require_memory(checkpoint, precision)
     needed = sum(row.bytes for row in dry_run(checkpoint, precision))
     try:
         with atomic_folder(out, is_bundle) as folder:
@@ -98,6 +99,26 @@ def export_checkpoint(
     except OSError as error:
         raise ModelError(f"{out}: cannot write the bundle: {error.strerror or error}") from error
     return out
+
+
+def check_bytes(checkpoint: Checkpoint, precision: Precision) -> int:
+    """Memory that the check takes: the PyTorch model's weights in float32, and the graphs' as ONNX Runtime's CPU holds
+    them, which widens 16 bits. Tables stay in their file."""
+
+    def weights(kind: Precision) -> int:
+        return sum(row.bytes for row in dry_run(checkpoint, kind)[: len(GRAPHS)])
+
+    return weights("fp32") + weights(precision if precision in STEPS else "fp32")
+
+
+def _require_memory(checkpoint: Checkpoint, precision: Precision) -> None:
+    """Better refused before the work than killed after it."""
+    needed, available = check_bytes(checkpoint, precision), available_bytes()
+    if available is not None and needed > available:
+        raise ModelError(
+            f"checking the graphs against PyTorch takes {needed:,} bytes of memory, {available:,} are available; free "
+            "some, or export with --no-check (the manifest records it) and run bltcli verify on a larger machine"
+        )
 
 
 def _write(

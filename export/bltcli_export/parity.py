@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ from bltcli.pipeline import Pipeline, open_model
 from bltcli.sampling import Sampler
 from bltcli.vocab import IdArray, encode
 from bltcli_engines.onnxruntime_engine import open_onnxruntime
+
+if TYPE_CHECKING:
+    from bltcli.nn import Blt
 
 #: Largest difference allowed, relative to the largest value of a tensor (or 1, if that is larger); what the patcher
 #: makes is held to that of fp32. Quantised graphs are held against a model with the same rounded weights, and multiply
@@ -112,8 +116,9 @@ def check_golden(bundle: Bundle, file: Path) -> Parity:
         parity.calls += 1
     parity.compare("entropy", np.concatenate(entropy), golden["entropy"])
     parity.compare("logits", np.concatenate(logits), golden["logits"])
-    for name, graph, count in (("states", "encoder", model.encoded[0]), ("latents", "global", model.patches[0])):
-        found = model.engines[graph].buffers[f"past_{name}"].numpy()[0, 0]
+    encoder, global_model = model.engines["encoder"], model.engines["global"]
+    for name, engine, count in (("states", encoder, model.encoded[0]), ("latents", global_model, model.patches[0])):
+        found = engine.buffers[f"past_{name}"].numpy()[0, 0]
         parity.compare(name, found[:count], golden[name][:count])
     return parity.require()
 
@@ -138,31 +143,38 @@ def _check_choosing(bundle: Bundle, parity: Parity) -> None:
 def _check_torch(
     bundle: Bundle, checkpoint: Checkpoint, rounded_to: str | None, tolerance: float, *, float_activations: bool = False
 ) -> Parity:
-    """Drive a pipeline whose engines run both sides on the same inputs and the same state: every call of every graph is
-    compared on its own, over prompts, single bytes, uneven batches, rewinds and a window that slides."""
+    """Each form of the graphs for ONNX Runtime's CPU against torch. Memory: torch's weights and one form's."""
     from bltcli.nn.loading import load_blt
-    from bltcli_export.twins import TwinEngine, TwinRuntime, round_weights
+    from bltcli_export.twins import round_weights
 
-    model = load_blt(checkpoint)
+    model = load_blt(checkpoint, tables=False)
     if rounded_to is not None:
         round_weights(model, rounded_to)
     parity = Parity("torch model", tolerance)
+    for rows in (1, 2):
+        _drive_twins(bundle, model, rows, parity, float_activations)
+        gc.collect()  # a pipeline refers to itself, and holds the weights
+    return parity.require()
+
+
+def _drive_twins(bundle: Bundle, model: Blt, rows: int, parity: Parity, float_activations: bool) -> None:
+    """Drive a pipeline whose engines run both sides on the same inputs and the same state: every call of every graph is
+    compared on its own, over prompts, single bytes, uneven batches, rewinds and a window that slides."""
+    from bltcli_export.twins import TwinEngine, TwinRuntime
+
+    paths = bundle.batched_paths if rows > 1 else bundle.graph_paths
+    _, engines = open_onnxruntime(
+        bundle.specs, paths, bundle.weight_bytes, rows=rows, float_activations=float_activations
+    )
+    twins: dict[GraphName, TwinEngine] = {name: TwinEngine(engine, model, parity) for name, engine in engines.items()}
+    pipeline = Pipeline(bundle.config, TwinRuntime(batched=rows > 1), twins, bundle.tables(), rows=rows)
     length = min(_TEXT_BYTES, bundle.config.max_bytes - 1)
     texts = [sample_ids(length, seed) for seed in (0, 1)]
-    for rows, paths in ((1, bundle.graph_paths), (2, bundle.batched_paths)):
-        _, engines = open_onnxruntime(
-            bundle.specs, paths, bundle.weight_bytes, rows=rows, float_activations=float_activations
-        )
-        twins: dict[GraphName, TwinEngine] = {
-            name: TwinEngine(engine, model, parity) for name, engine in engines.items()
-        }
-        pipeline = Pipeline(bundle.config, TwinRuntime(batched=rows > 1), twins, bundle.tables(), rows=rows)
-        for long, short in zip(_pieces(texts[0]), _pieces(texts[1], slow=True), strict=False):
-            pipeline.extend([long, short][:rows])
-            lengths = pipeline.lengths.copy()
-            pipeline.extend([long[:3], short[:0]][:rows])
-            pipeline.rewind(lengths)
-    return parity.require()
+    for long, short in zip(_pieces(texts[0]), _pieces(texts[1], slow=True), strict=False):
+        pipeline.extend([long, short][:rows])
+        lengths = pipeline.lengths.copy()
+        pipeline.extend([long[:3], short[:0]][:rows])
+        pipeline.rewind(lengths)
 
 
 def sample_ids(length: int, seed: int) -> IdArray:

@@ -118,6 +118,8 @@ def round_weights(model: Blt, kind: str) -> None:
     """Give the model the weights that a bundle computes with, in place: all but the patcher's rounded through a dtype,
     or those that "int8" and "int4" bundles quantise, quantised and back."""
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:  # a table that the host gathers
+            continue
         if kind in ("int8", "int4"):
             parameter.copy_(torch.from_numpy(rounded(name, parameter.numpy(), cast(Quantised, kind))))
         elif not name.startswith("patcher."):
