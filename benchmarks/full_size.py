@@ -1,7 +1,7 @@
 """A model of released size, random weights: what exporting, loading and decoding it takes.
 
     python -m tests.full_size CHECKPOINT
-    python benchmarks/full_size.py export CHECKPOINT BUNDLE --precision int8
+    python benchmarks/full_size.py export CHECKPOINT BUNDLE --precision int8 [--check]
     python benchmarks/full_size.py decode BUNDLE [--contexts 100 1000 4000] [--bytes 100] [--threads 2]
     python benchmarks/full_size.py generate BUNDLE [--context 100] [--new-bytes 32]
     python benchmarks/full_size.py bench BUNDLE [--context 100] [--new-bytes 32]
@@ -64,11 +64,12 @@ def memory(pid: int | str) -> dict[str, int]:
     return {kind.lower(): int(size) * 1024 for kind, size in found}
 
 
-def export(checkpoint: Path, bundle: Path, precision: str) -> dict[str, Any]:
-    # the check needs the PyTorch model in memory beside the bundle: far more than this machine has at this size
-    found = watch(["export", str(checkpoint), "-o", str(bundle), "--precision", precision, "--no-check"])
-    files = open_bundle(bundle).manifest["files"]
-    return {"step": "export", "precision": precision, **found, "bundle_bytes": sum(f["bytes"] for f in files.values())}
+def export(checkpoint: Path, bundle: Path, precision: str, check: bool) -> dict[str, Any]:
+    checked = "--check" if check else "--no-check"
+    found = watch(["export", str(checkpoint), "-o", str(bundle), "--precision", precision, checked])
+    files, parity = (open_bundle(bundle).manifest[key] for key in ("files", "parity"))
+    size = sum(entry["bytes"] for entry in files.values())
+    return {"step": "export", "precision": precision, **found, "bundle_bytes": size, "parity": parity}
 
 
 def generate(bundle: Path, context: int, new_bytes: int) -> dict[str, Any]:
@@ -177,6 +178,7 @@ def main() -> None:
     step.add_argument("checkpoint", type=Path)
     step.add_argument("bundle", type=Path)
     step.add_argument("--precision", default="int8")
+    step.add_argument("--check", action="store_true")
     step = steps.add_parser("decode")
     step.add_argument("bundle", type=Path)
     step.add_argument("--contexts", type=int, nargs="+", default=[100, 1000, 4000])
@@ -189,7 +191,7 @@ def main() -> None:
         step.add_argument("--new-bytes", type=int, default=32)
     o = parser.parse_args()
     if o.step == "export":
-        rows = [export(o.checkpoint, o.bundle, o.precision)]
+        rows = [export(o.checkpoint, o.bundle, o.precision, o.check)]
     elif o.step == "decode":
         rows = decode(o.bundle, o.contexts, o.bytes, o.threads)
     else:
