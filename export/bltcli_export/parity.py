@@ -36,6 +36,7 @@ TOLERANCE_AS_RUN: Final = 0.1
 #: Of golden outputs, which are those of the float32 model, as quantised graphs run.
 TOLERANCE_GOLDEN: Final[dict[Precision, float]] = {**TOLERANCE, "int8": 0.1, "int4": 0.5}
 _TEXT_BYTES: Final = 600  # longer than the windows of released models
+_BATCH_BYTES: Final = 200  # of each text of a batch, whose graphs differ in the rows of attention alone
 #: Bytes times weights where quantised weights are multiplied with float32: by far the slowest products, which a text of
 #: 600 bytes would have take hours in a released model. The same graphs as they run are held to the whole text.
 _FLOAT_PRODUCTS: Final = 3e10
@@ -171,7 +172,7 @@ def _drive_twins(bundle: Bundle, model: Blt, rows: int, parity: Parity, float_ac
     )
     twins: dict[GraphName, TwinEngine] = {name: TwinEngine(engine, model, parity) for name, engine in engines.items()}
     pipeline = Pipeline(bundle.config, TwinRuntime(batched=rows > 1), twins, bundle.tables(), rows=rows)
-    length = min(_TEXT_BYTES, bundle.config.max_bytes - 1)
+    length = min(_TEXT_BYTES if rows == 1 else _BATCH_BYTES, bundle.config.max_bytes - 1)
     if float_activations:
         weights = sum(weight.numel() for weight in model.parameters() if not weight.is_meta)
         length = min(length, max(20, int(_FLOAT_PRODUCTS / weights)))
