@@ -172,6 +172,28 @@ def test_doctor_refuses_two_onnx_runtimes_and_says_what_is_missing(
     assert b"pip install 'bltcli[torch]'" in out
 
 
+@pytest.mark.parametrize(
+    ("enabled", "tunables", "ok", "advised"),
+    [
+        ("[always] madvise never", "", True, False),
+        ("always [madvise] never", "", False, True),
+        ("always [madvise] never", "glibc.malloc.check=0:glibc.malloc.hugetlb=1", True, False),
+        ("always madvise [never]", "", False, False),
+        (None, "", False, False),
+    ],
+)
+def test_doctor_says_how_to_ask_for_huge_pages(
+    enabled: str | None, tunables: str, ok: bool, advised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "HUGE_PAGES", tmp_path / "enabled")
+    monkeypatch.setattr(doctor.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    if enabled is not None:
+        (tmp_path / "enabled").write_text(f"{enabled}\n")
+    row = doctor.huge_page_check()
+    assert (row["ok"], row["optional"], "glibc.malloc.hugetlb=1" in row["fix"]) == (ok, True, advised)
+
+
 def test_doctor_fails_when_the_model_does(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(engine: str) -> None:
         raise ModelError(f"{engine} is out of order")
