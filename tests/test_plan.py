@@ -67,6 +67,7 @@ def test_a_published_configuration_alone_is_enough(tmp_path: Path, form: str) ->
     done = bltcli("export", str(tmp_path), "--dry-run", "--context", "8000")
     assert f"{parameters:,}" in done.stdout.decode()
     assert "memory at 8,000 bytes, 2,000 patches" in done.stdout.decode()
+    assert "export, checking against PyTorch" in done.stdout.decode()
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 
 

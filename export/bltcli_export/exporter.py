@@ -101,19 +101,21 @@ def export_checkpoint(
     return out
 
 
-def check_bytes(checkpoint: Checkpoint, precision: Precision) -> int:
-    """Memory that the check takes: the PyTorch model's weights in float32, the graphs' as ONNX Runtime's CPU holds
-    them, which widens 16 bits, and an eighth more for what lives between. Tables stay in their file."""
+def check_bytes(as_float32: int, as_loaded: int) -> int:
+    """Memory that the check takes: PyTorch's weights in float32, the graphs' as ONNX Runtime's CPU holds them, and an
+    eighth more for what lives between. Tables stay in their file."""
+    return (as_float32 + as_loaded) * 9 // 8
 
-    def weights(kind: Precision) -> int:
-        return sum(row.bytes for row in dry_run(checkpoint, kind)[: len(GRAPHS)])
 
-    return (weights("fp32") + weights(precision if precision in STEPS else "fp32")) * 9 // 8
+def _memory_to_check(checkpoint: Checkpoint, precision: Precision) -> int:
+    widened = precision if precision in STEPS else "fp32"  # ONNX Runtime's CPU widens 16 bits
+    graphs = [sum(row.bytes for row in dry_run(checkpoint, kind)[: len(GRAPHS)]) for kind in ("fp32", widened)]
+    return check_bytes(*graphs)
 
 
 def _require_memory(checkpoint: Checkpoint, precision: Precision) -> None:
     """Better refused before the work than killed after it."""
-    needed, available = check_bytes(checkpoint, precision), available_bytes()
+    needed, available = _memory_to_check(checkpoint, precision), available_bytes()
     if available is not None and needed > available:
         raise ModelError(
             f"checking the graphs against PyTorch takes {needed:,} bytes of memory, {available:,} are available; free "
@@ -142,7 +144,7 @@ def _write(
         shutil.copyfile(golden, folder / GOLDEN)
     write_manifest(folder, checkpoint, precision, graphs, None)
     if check:
-        minutes = " (minutes at this size)" if check_bytes(checkpoint, precision) > 2**31 else ""
+        minutes = " (minutes at this size)" if _memory_to_check(checkpoint, precision) > 2**31 else ""
         notice(f"checking the graphs against the model{minutes}")
         write_manifest(folder, checkpoint, precision, graphs, _check(checkpoint, folder, precision))
 

@@ -11,7 +11,7 @@ from bltcli.checkpoint import Checkpoint
 from bltcli.config import ModelConfig
 from bltcli.graphs import GRAPHS, Precision, graph_specs
 from bltcli.texts import PREFILL_ROWS
-from bltcli_export.exporter import dry_run
+from bltcli_export.exporter import check_bytes, dry_run
 from bltcli_export.graphs import build_graph
 
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
@@ -106,12 +106,14 @@ def tables_of(components: list[Component], context: int) -> list[list[tuple[str,
     ]
     held = total(files[:-1])
     held["fp16"] = held["fp32"]  # ONNX Runtime's CPU widens them when it loads
+    checking = {p: check_bytes(held["fp32"], held["fp32" if p == "bf16" else p]) for p in PRECISIONS}
     patches = context // BYTES_PER_PATCH
     in_memory = [
         *(row(f"caches, {c.name}", c.cache_bytes) for c in components if any(c.cache_bytes.values())),
         row("weights", held),
         row("together", total([held, *caches])),
         row("tables, mapped from the file", files[-1]),
+        row("export, checking against PyTorch", checking),
     ]
     return [
         [("files", "parameters", *PRECISIONS), *on_disk],
