@@ -102,9 +102,9 @@ def export_checkpoint(
 
 
 def check_bytes(as_float32: int, as_loaded: int) -> int:
-    """Memory that the check takes: PyTorch's weights in float32, the graphs' as ONNX Runtime's CPU holds them, and an
-    eighth more for what lives between. Tables stay in their file."""
-    return (as_float32 + as_loaded) * 9 // 8
+    """Memory that the check takes: PyTorch's weights in float32, the graphs' as ONNX Runtime's CPU holds them, and a
+    fifth more for what lives between. Tables stay in their file."""
+    return (as_float32 + as_loaded) * 6 // 5
 
 
 def _memory_to_check(checkpoint: Checkpoint, precision: Precision) -> int:
