@@ -106,7 +106,9 @@ def tables_of(components: list[Component], context: int) -> list[list[tuple[str,
     ]
     held = total(files[:-1])
     held["fp16"] = held["fp32"]  # ONNX Runtime's CPU widens them when it loads
-    checking = {p: check_bytes(held["fp32"], held["fp32" if p == "bf16" else p]) for p in PRECISIONS}
+    checking: dict[Precision, int] = {
+        p: check_bytes(held["fp32"], held["fp32" if p == "bf16" else p]) for p in PRECISIONS
+    }
     patches = context // BYTES_PER_PATCH
     in_memory = [
         *(row(f"caches, {c.name}", c.cache_bytes) for c in components if any(c.cache_bytes.values())),
