@@ -166,9 +166,10 @@ class Texts:
     def make_room(self, rows: int) -> None:
         """Slide what no row needs any more, then hold `rows` positions beyond each text."""
         if self.byte_cache.used >= SLIDE:
+            behind = self.behind
             for row in range(self.rows):
                 open_patch = self._starts[row, self.patches[row]] if self.lengths[row] else 0
-                self.byte_cache.slide(row, min(int(self.behind[row]) - self._reach + 1, int(open_patch)))
+                self.byte_cache.slide(row, min(int(behind[row]) - self._reach + 1, int(open_patch)))
         self.byte_cache.reserve(rows)
 
     def close_patches(self, counts: IdArray, entropy: FloatArray, *, peek: bool) -> Patches:
