@@ -23,10 +23,11 @@ from typing import Any
 from common import RESULTS, command, write_rows
 from section import write_section
 
+RULES = ("confidence", "prefix", "entropy", "one-step")
 RUNS = (
     "ar",
     *(f"blt-s k={k}" for k in (4, 8, 16)),
-    *(f"blt-d block={block} unmask={rule}" for rule in ("confidence", "entropy", "one-step") for block in (4, 8, 16)),
+    *(f"blt-d block={block} unmask={rule}" for rule in RULES for block in (4, 8, 16)),
     *(f"blt-dv block={block}" for block in (4, 8, 16)),
     "blt-h block=8",
     "ar ngram=yes",

@@ -118,6 +118,24 @@ def test_masks_fall_independently_with_probability_t() -> None:
         assert abs(hidden_all[chosen].mean() - t_all[chosen].mean()) < 0.02
 
 
+def test_suffixes_of_every_length_are_masked_as_often_and_weigh_what_the_block_does() -> None:
+    layout, rng = small_layout(), np.random.default_rng(5)
+    drawn = [make_blocks(layout, 4, 1, rng, suffix=1.0) for _ in range(4000)]
+    whole = [blocks for blocks in drawn if (blocks.targets != PAD).all()]
+    hidden = np.concatenate([blocks.ids[0] == MASK for blocks in whole])
+    lengths = hidden.sum(axis=1)
+    assert (hidden == (np.arange(4) >= 4 - lengths[:, None])).all()  # the last ones
+    assert np.abs(np.bincount(lengths, minlength=5)[1:] / len(lengths) - 0.25).max() < 0.05
+    assert np.allclose(np.concatenate([blocks.t[0] for blocks in whole]), lengths / 4)
+    patches = 4  # what the one drawn block stands for
+    sums = [blocks.weights.sum() / patches for blocks in whole]
+    assert set(np.round(np.divide(sums, lengths), 4)) == {1.6}  # 2B / (B + 1)
+    assert abs(np.mean(sums) - 4) < 0.15
+    mixed = [make_blocks(layout, 4, 1, rng, suffix=0.5).ids[0, 0] == MASK for _ in range(4000)]
+    others = [row for row in mixed if (np.diff(row.astype(int)) < 0).any()]  # a masked byte before a given one
+    assert 0.1 < len(others) / len(mixed) < 0.5
+
+
 def test_the_loss_is_the_sum_written_by_hand() -> None:
     logits = torch.zeros(1, 1, 2, 260)
     logits[0, 0, 0, 7] = 3.0

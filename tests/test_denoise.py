@@ -10,7 +10,7 @@ import torch
 
 from bltcli.cache import KVCache
 from bltcli.decoding import MethodOptions
-from bltcli.decoding.denoise import Confidence, EntropyBounded, OfLogits, OneStep, make_unmask
+from bltcli.decoding.denoise import Confidence, EntropyBounded, OfLogits, OneStep, Prefix, make_unmask
 from bltcli.decoding.driver import generate_texts
 from bltcli.decoding.stop import Stop
 from bltcli.errors import ModelError, UsageError
@@ -29,6 +29,7 @@ RULES: list[dict[str, Any]] = [
     {"unmask": "one-step"},
     {"unmask": "confidence", "alpha": 0.3},
     {"unmask": "confidence", "alpha": 1.0},
+    {"unmask": "prefix", "alpha": 0.3},
     {"unmask": "entropy", "gamma": 2.0},
     {"unmask": "entropy-max", "gamma": 0.0},
 ]
@@ -55,6 +56,15 @@ def test_confidence_reveals_what_is_sure_else_the_surest() -> None:
     assert Confidence(0.95).reveal(OfLogits(logits), all_masked(4))[0].tolist() == [False, True, False, False]
     masked = np.array([[True, False, True, False]])
     assert Confidence(0.7).reveal(OfLogits(logits), masked)[0].tolist() == [True, False, False, False]
+
+
+def test_prefix_reveals_what_is_sure_from_the_left_else_the_first() -> None:
+    logits = OfLogits(logits_with(0.8, 0.9, 0.2, 0.95))
+    for alpha, shown in ((0.1, [0, 1, 2, 3]), (0.7, [0, 1]), (0.85, [0]), (1.0, [0])):
+        assert np.flatnonzero(Prefix(alpha).reveal(logits, all_masked(4))[0]).tolist() == shown
+    masked = np.array([[False, False, True, True]])
+    assert Prefix(0.7).reveal(logits, masked)[0].tolist() == [False, False, True, False]
+    assert Prefix(0.1).reveal(logits, masked)[0].tolist() == [False, False, True, True]
 
 
 def test_entropy_reveals_the_largest_prefix_within_its_bound() -> None:
@@ -156,7 +166,8 @@ def test_models_and_blocks_that_do_not_fit_are_refused(tiny_bundle: TinyBundle) 
 
 @pytest.mark.parametrize(
     ("name", "alpha", "gamma"),
-    [("all", 0.3, 1.0), ("confidence", 1.1, 1.0), ("confidence", float("nan"), 1.0), ("entropy", 0.3, -1.0),
+    [("all", 0.3, 1.0), ("confidence", 1.1, 1.0), ("confidence", float("nan"), 1.0), ("prefix", -0.1, 1.0),
+     ("entropy", 0.3, -1.0),
      ("entropy-max", 0.3, float("inf"))],
 )  # fmt: skip
 def test_rules_and_thresholds_out_of_range_are_refused(name: str, alpha: float, gamma: float) -> None:

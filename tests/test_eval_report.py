@@ -103,7 +103,7 @@ def test_a_setting_finds_the_papers_row(text: str, block: int, model: str, name:
 
 @pytest.mark.parametrize(
     "text", ["blt-s k=5", "blt-s k=auto", "blt-s ngram=yes", "ar ngram=yes", "blt-h", "auto", "blt-d block=3",
-             "blt-d unmask=entropy-max", "blt-d alpha=0.6"],
+             "blt-d unmask=entropy-max", "blt-d unmask=prefix", "blt-d alpha=0.6"],
 )  # fmt: skip
 def test_what_the_paper_has_not_gets_no_row(text: str) -> None:
     assert paper_row("1B", "DE-EN", parse_setting(text)[0], 8) is None

@@ -16,7 +16,7 @@ DIFFERENCES: Final = (
 )
 _NEW_BYTES: Final = {"FR-EN": 512, "DE-EN": 512, "HumanEval": 512, "MBPP": 256}
 _LENGTHS: Final = {"blt-s": (4, 8, 16), "blt-d": (4, 8, 16), "blt-dv": (4, 8, 16)}
-_LETTER: Final = {"confidence": "a", "entropy": "g", "entropy-max": "g"}
+_LETTER: Final = {"confidence": "a", "prefix": "a", "entropy": "g", "entropy-max": "g"}
 
 
 def parse_paper(text: str) -> tuple[str, str]:
@@ -58,8 +58,8 @@ def _nearest(options: MethodOptions, trained_block: int, rows: list[PaperRow]) -
         return next(row for row in rows if row.model == "BLT-S" and row.setting == f"k={length}")
     own = [row for row in rows if row.model == f"{options.method.upper()}-{length}"]
     rule = str(settings["unmask"])
-    threshold = settings["alpha"] if rule == "confidence" else settings["gamma"]
     letter = _LETTER.get(rule)
+    threshold = settings["alpha" if letter == "a" else "gamma"]
     alike = [row for row in own if letter and row.setting.startswith(f"{letter}=")]
     if not alike:
         return next((row for row in own if row.setting == "one step"), own[0])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bltcli.sampling import Sampler
 
 METHODS: Final = ("ar", "blt-s", "blt-d", "blt-dv", "blt-h", "auto")
-UNMASK: Final = ("one-step", "confidence", "entropy", "entropy-max")
+UNMASK: Final = ("one-step", "confidence", "prefix", "entropy", "entropy-max")
 
 
 class DraftBytes(click.ParamType[int | Literal["auto"]]):
@@ -41,10 +41,11 @@ method_options = options(
                  help="Bytes per block of blt-d, blt-dv, blt-h.  [default: as many as the model was trained with]"),
     click.option("--unmask", type=click.Choice(UNMASK), default=None,
                  help="Which bytes of a block are settled per pass. one-step: all. confidence: those likelier than "
-                      "--alpha. entropy: the surest, up to --gamma nats together; entropy-max: the last of them not "
-                      "counted.  [default: one-step for blt-dv, else confidence]"),
+                      "--alpha. prefix: of those, the ones before the first that is not. entropy: the surest, up to "
+                      "--gamma nats together; entropy-max: the last of them not counted.  [default: one-step for "
+                      "blt-dv, else confidence]"),
     click.option("--alpha", type=float, default=None,
-                 help="Probability for --unmask confidence.  [default: 0.3 for blt-dv, else 0.7]"),
+                 help="Probability for --unmask confidence and prefix.  [default: 0.3 for blt-dv, else 0.7]"),
     click.option("--gamma", type=float, default=None,
                  help="Nats for --unmask entropy.  [default: 1.5 for blt-dv, else 1.0]"),
     click.option("--trust", type=float, default=0.9, show_default=True,

@@ -42,7 +42,7 @@ class MethodOptions:
     draft_bytes: int | Literal["auto"] = 8  # of blt-s
     block: int | None = None  # default: as large as was trained
     unmask: str | None = None
-    alpha: float | None = None  # of --unmask confidence
+    alpha: float | None = None  # of --unmask confidence and prefix
     gamma: float | None = None  # of --unmask entropy
     trust: float = 0.9  # of blt-h
     ngram_draft: bool = False
@@ -79,7 +79,7 @@ class MethodOptions:
             "k": {"blt-s": self.draft_bytes, "auto": "auto"}.get(self.method),
             "block": (self.block or trained_block) if blocks else None,
             "unmask": unmask if blocks else None,
-            "alpha": alpha if blocks and unmask == "confidence" else None,
+            "alpha": alpha if blocks and unmask in ("confidence", "prefix") else None,
             "gamma": gamma if blocks and unmask.startswith("entropy") else None,
             "trust": self.trust if self.method == "blt-h" else None,
             "ngram_draft": self.ngram_draft or self.method == "auto",

@@ -55,7 +55,7 @@ class Told:
 
 
 class Unmask(Protocol):
-    """A rule of Fast BLT (arXiv 2605.08044, inference of BLT-D)."""
+    """A rule. Confidence, EntropyBounded and OneStep are those of Fast BLT (arXiv 2605.08044, inference of BLT-D)."""
 
     def reveal(self, certainty: Certainty, masked: Bools) -> Bools:
         """Which of the masked positions to reveal, bool [n, B]; at least one in each row that has any. masked [n, B]"""
@@ -77,6 +77,19 @@ class Confidence:
         surest = np.arange(masked.shape[1]) == top.argmax(axis=1)[:, None]
         none = top.max(axis=1, keepdims=True) <= self.alpha
         shown: Bools = masked & ((top > self.alpha) | (surest & none))
+        return shown
+
+
+@dataclass(frozen=True)
+class Prefix(Confidence):
+    """As Confidence, but from the left: masked positions as long as each has more than probability `alpha`, else the
+    first. A byte far to the right, settled early, fixes where the words before it end, which a small model is rarely
+    right about."""
+
+    def reveal(self, certainty: Certainty, masked: Bools) -> Bools:
+        unsure = masked & (certainty.confidence <= self.alpha)
+        first = masked & (np.cumsum(masked, axis=1) == 1)
+        shown: Bools = first | (masked & (np.cumsum(unsure, axis=1) == 0))
         return shown
 
 
@@ -118,6 +131,7 @@ def make_unmask(name: str, alpha: float, gamma: float) -> Unmask:
     rules: dict[str, Callable[[], Unmask]] = {
         "one-step": OneStep,
         "confidence": lambda: Confidence(alpha),
+        "prefix": lambda: Prefix(alpha),
         "entropy": lambda: EntropyBounded(gamma),
         "entropy-max": lambda: EntropyBounded(gamma, "sum-max"),
     }

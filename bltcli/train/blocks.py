@@ -57,6 +57,7 @@ def make_blocks(
     *,
     random_starts: float = 0.0,
     skip: NDArray[np.bool_] | None = None,
+    suffix: float = 0.0,
     t: float | None = None,
 ) -> Blocks:
     """Draw up to `count` blocks per row without replacement. None starts where `skip`, bool [b, N], is true.
@@ -66,6 +67,10 @@ def make_blocks(
 
     A drawn block stands for its row's candidates / drawn blocks, and each masked byte for 1/t: so that the expected
     weighted sum is the paper's sum over all blocks. `t` fixes the masking probability, 1 masks every byte.
+
+    Of a share `suffix` of the blocks, a number of last bytes is masked, every number as likely, which is what decoding
+    from the left meets. There t is their share of the block, and all weigh the same, 2B / (B + 1): 1/t would give the
+    byte after seven known ones of eight the weight of eight after none. The expected sum of a whole block stays B.
     """
     b, n = layout.ids.shape
     pools = [block_starts(layout, block_size, anywhere=anywhere) for anywhere in (False, True)]
@@ -89,6 +94,13 @@ def make_blocks(
     targets = np.where(real, layout.ids[rows, inside], PAD)
     drawn_t = np.maximum(rng.random((b, count)), MIN_T) if t is None else np.full((b, count), t)
     masked = rng.random(columns.shape) < drawn_t[:, :, None]
+    each = 1 / drawn_t
+    if suffix:
+        last = rng.random((b, count)) < suffix
+        number = np.minimum((drawn_t * block_size).astype(np.int64) + 1, block_size)
+        masked = np.where(last[:, :, None], np.arange(block_size) >= block_size - number[:, :, None], masked)
+        drawn_t = np.where(last, number / block_size, drawn_t)
+        each = np.where(last, 2 * block_size / (block_size + 1), each)
     counted = masked & (targets != PAD)
     return Blocks(
         ids=np.where(masked, MASK, targets),
@@ -96,5 +108,5 @@ def make_blocks(
         starts=starts,
         latents=layout.latent_of_byte[np.arange(b)[:, None], np.maximum(starts - 1 - anywhere, 0)],
         t=drawn_t.astype(np.float32),
-        weights=np.where(counted, (share / drawn_t)[:, :, None], 0).astype(np.float32),
+        weights=np.where(counted, (share * each)[:, :, None], 0).astype(np.float32),
     )

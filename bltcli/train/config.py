@@ -105,11 +105,14 @@ class BlocksConfig:
     sizes: tuple[int, ...]  # one is drawn per batch; a single size reproduces one model per block size
     per_row: int  # blocks of the largest size drawn per packed row, of smaller sizes as many more; see `make_blocks`
     random_starts: float = 0.0  # share of rows whose blocks start anywhere, as under verification
+    suffix: float = 0.0  # share of blocks of which the last bytes are masked, not any
     weight: float = 1.0  # of the loss of masked blocks beside that of next bytes
 
     def __post_init__(self) -> None:
-        if not self.sizes or min(self.sizes) < 1 or self.per_row < 1 or not 0 <= self.random_starts <= 1:
-            raise UsageError("blocks: needs sizes and per_row of at least 1, and random_starts from 0 to 1")
+        if not self.sizes or min(self.sizes) < 1 or self.per_row < 1:
+            raise UsageError("blocks: needs sizes and per_row of at least 1")
+        if not 0 <= self.random_starts <= 1 or not 0 <= self.suffix <= 1:
+            raise UsageError("blocks: needs random_starts and suffix from 0 to 1")
         if not self.weight > 0:
             raise UsageError(f"blocks.weight is {self.weight}; use a positive number")
 

@@ -37,6 +37,7 @@ class BlockDiffusion(Objective):
     block_sizes: tuple[int, ...]  # one is drawn per batch
     blocks_per_row: int  # of the largest size; of smaller ones as many more, so that a row has the same block bytes
     random_starts: float = 0.0  # share of rows whose blocks start anywhere, as under verification
+    suffix: float = 0.0  # share of blocks of which the last bytes are masked, not any
     block_weight: float = 1.0
     prompt_weight: float = 1.0  # of bytes that a translation is asked with, in L_clean; below 1 no block starts there
     t: float | None = None  # a fixed masking probability, for measuring
@@ -49,7 +50,10 @@ class BlockDiffusion(Objective):
         size = int(rng.choice(self.block_sizes))
         count = self.blocks_per_row * max(self.block_sizes) // size
         skip = asked(ids) if self.prompt_weight < 1 else None
-        return layout, make_blocks(layout, size, count, rng, random_starts=self.random_starts, skip=skip, t=self.t)
+        blocks = make_blocks(
+            layout, size, count, rng, random_starts=self.random_starts, skip=skip, suffix=self.suffix, t=self.t
+        )
+        return layout, blocks
 
     def terms(self, model: Blt, prepared: tuple[Layout, Blocks], bf16: bool) -> Terms:
         """Both losses; reports bits per byte of the clean rows, and bits and accuracy of masked bytes."""

@@ -79,6 +79,7 @@ def objective_of(config: TrainConfig) -> Objective:
         block_sizes=blocks.sizes,
         blocks_per_row=blocks.per_row,
         random_starts=blocks.random_starts,
+        suffix=blocks.suffix,
         block_weight=blocks.weight,
         prompt_weight=config.prompt_weight,
         seed=config.data.seed,
