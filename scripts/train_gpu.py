@@ -21,7 +21,7 @@ from typing import Final
 ROOT: Final = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # runs from a checkout, without being installed
 
-import torch  # noqa: E402, TID253
+import torch  # noqa: E402
 from parts import read_parts, write_parts  # noqa: E402
 
 from bltcli.config import StackConfig  # noqa: E402
