@@ -55,7 +55,8 @@ golden: $(TEST_VENV)/.installed
 bench: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python benchmarks/compare_hf.py
 	$(TEST_VENV)/bin/bltcli bench benchmarks/prompts.jsonl --ignore-eos --run 'ar exact=no,yes' --run 'blt-s k=2,4,8,16' \
-		--run 'blt-d block=4,8' --run 'blt-dv block=4,8' --run auto --repeats 7 --format json -o benchmarks/results/builtin.json
+		--run 'blt-d block=4,8' --run 'blt-d block=8 unmask=prefix commit=patches,patch' --run 'blt-dv block=4,8' --run auto \
+		--repeats 7 --format json -o benchmarks/results/builtin.json
 	$(TEST_VENV)/bin/python benchmarks/exactness.py
 
 # installs nothing: uses what PYTHON finds, see docs/gpu.md; goes on where it was stopped

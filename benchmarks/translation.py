@@ -28,6 +28,8 @@ RUNS = (
     "ar",
     *(f"blt-s k={k}" for k in (4, 8, 16)),
     *(f"blt-d block={block} unmask={rule}" for rule in RULES for block in (4, 8, 16)),
+    *(f"blt-d block={block} unmask=prefix commit=patches" for block in (4, 8, 16)),
+    "blt-d block=8 unmask=prefix commit=patch",
     *(f"blt-dv block={block}" for block in (4, 8, 16)),
     "blt-h block=8",
     "ar ngram=yes",

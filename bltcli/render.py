@@ -10,7 +10,7 @@ from typing import Any
 
 from bltcli import settings, streams
 
-METHOD_SETTINGS = ("k", "block", "unmask", "alpha", "gamma", "trust")
+METHOD_SETTINGS = ("k", "block", "unmask", "alpha", "gamma", "commit", "trust")
 PLAIN_SECONDS = 1.0  # between progress lines where no terminal can redraw one
 
 

@@ -57,6 +57,9 @@ class TracingModel:
     def patches(self) -> IdArray:
         return self.model.patches
 
+    def patch_starts(self, row: int) -> list[int]:
+        return self.model.patch_starts(row)
+
     @property
     def room(self) -> IdArray:
         return self.model.room

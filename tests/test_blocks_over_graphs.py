@@ -12,13 +12,14 @@ import torch
 from bltcli.decoding import MethodOptions
 from bltcli.decoding.denoise import OneStep
 from bltcli.decoding.driver import generate_texts
+from bltcli.decoding.rows import Rows
 from bltcli.decoding.stop import Stop
 from bltcli.layout import make_layout
 from bltcli.pipeline import Pipeline, open_model
 from bltcli.sampling import Sampler
 from bltcli.train.blocks import Blocks
 from bltcli.train.diffusion import decode_with_blocks
-from bltcli.vocab import MASK, IdArray
+from bltcli.vocab import MASK, IdArray, encode
 from tests.conftest import TinyBundle
 from tests.tiny import sample_text, tiny_model
 
@@ -27,6 +28,8 @@ UNVERIFIED: list[dict[str, Any]] = [
     {"method": "blt-d", "block": 4, "unmask": "one-step"},
     {"method": "blt-d", "block": 16, "unmask": "confidence", "alpha": 0.02},
     {"method": "blt-d", "block": 8, "unmask": "entropy", "gamma": 9.0},
+    {"method": "blt-d", "block": 8, "unmask": "prefix", "alpha": 0.02, "commit": "patches"},
+    {"method": "blt-d", "block": 8, "unmask": "confidence", "alpha": 0.02, "commit": "patch"},
     {"method": "blt-h", "block": 8, "unmask": "one-step", "trust": 0.031},
     {"method": "blt-h", "block": 2, "trust": 0.036, "ngram_draft": True},
 ]
@@ -127,6 +130,37 @@ def test_unverified_texts_do_not_depend_on_their_company_or_length(
     for record in range(4):
         assert texts([record], 100)[0] == together[record]
     assert texts([2, 1], 61) == [together[2][:61], together[1][:61]]
+
+
+@pytest.mark.parametrize("commit", ["patches", "patch"])
+def test_blocks_end_where_patches_do(tiny_bundle: TinyBundle, commit: str) -> None:
+    """A round commits up to its block's last patch end or its first, and what it forgets leaves no trace: the text and
+    its patches are those of a model that is given the same bytes."""
+    bundle = tiny_bundle("lookup", block_size=16)
+    model = open_model(bundle)
+    method = MethodOptions(method="blt-d", block=11, alpha=0.02, commit=commit).make(model)  # type: ignore[arg-type]
+    spans, round_of = list[tuple[int, int]](), method.round
+
+    def watched(rows: Rows) -> None:
+        start = int(model.lengths[0]) + len(rows.pending[0])
+        round_of(rows)
+        spans.append((start, int(model.lengths[0])))
+
+    method.round = watched  # type: ignore[method-assign]
+    (text,), stats = generate_texts(
+        model, method, PROMPTS[2:3], sampler=Sampler(temperature=1.0, seed=3, ignore_eos=True), stop=Stop(max_bytes=120)
+    )
+    ids = encode(PROMPTS[2] + text)
+    plain = open_model(bundle)
+    plain.extend([ids])
+    starts = plain.patch_starts(0)
+    assert [s for s in model.patch_starts(0) if s <= len(ids)] == starts
+    assert len(spans) == stats.rounds > 5
+    cut = [(start, end) for start, end in spans if end - start < 11 and end <= len(ids)]
+    assert cut
+    assert all(end in starts for _, end in cut)
+    between = [s for start, end in spans for s in starts if start < s < end]
+    assert bool(between) == (commit == "patches")
 
 
 def test_a_hybrid_that_trusts_nothing_is_ar(tiny_bundle: TinyBundle) -> None:

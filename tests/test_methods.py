@@ -30,6 +30,8 @@ EVERY: list[dict[str, Any]] = [
     {"method": "blt-s", "draft_bytes": 3, "ngram_draft": True},
     {"method": "blt-d", "block": 4},
     {"method": "blt-d", "block": 8, "unmask": "one-step"},
+    {"method": "blt-d", "block": 4, "commit": "patches"},
+    {"method": "blt-d", "block": 4, "commit": "patch"},
     {"method": "blt-dv", "block": 4},
     {"method": "blt-dv", "block": 5, "unmask": "entropy", "gamma": 1.0, "ngram_draft": True},
     {"method": "blt-h", "block": 4, "trust": 0.5},
@@ -142,6 +144,18 @@ def test_counters_of_block_diffusion_by_hand() -> None:
     assert (stats.patches, stats.patch_bytes) == (9, 9)
 
 
+@pytest.mark.parametrize(("commit", "histogram"), [("block", {7: 2}), ("patches", {6: 2}), ("patch", {3: 4})])
+def test_blocks_that_end_with_patches_by_hand(
+    monkeypatch: pytest.MonkeyPatch, commit: str, histogram: dict[int, int]
+) -> None:
+    """Patches of three: the first is BOS, a, and b, which comes of the prompt. 11 more bytes are wanted. A block of seven
+    bytes holds two whole patches."""
+    monkeypatch.setattr(ToyModel, "patch_bytes", 3)
+    text, stats = run({"method": "blt-d", "block": 7, "unmask": "one-step", "commit": commit})
+    assert text == b"bcabcabcabca"
+    assert dict(stats.bytes_per_round_histogram) == histogram
+
+
 def test_counters_of_diffusion_with_verification_by_hand() -> None:
     # rounds keep 4 + 1 bytes of a right draft: 1 + 5 + 5 bytes, and the last drafts nothing
     _, stats = run({"method": "blt-dv", "block": 4, "unmask": "one-step"})
@@ -235,6 +249,7 @@ def test_options_out_of_range_are_refused() -> None:
         ({"trust": 1.5}, "--trust is 1.5; use a probability"),
         ({"method": "blt-d", "ngram_draft": True}, "needs a method that verifies"),
         ({"unmask": "some"}, "--unmask is 'some'; use one of"),
+        ({"commit": "some"}, "--commit is 'some'; use one of block, patches, patch"),
         ({"unmask": "confidence", "alpha": 2.0}, "--alpha is 2.0"),
         ({"unmask": "entropy", "gamma": -1.0}, "--gamma is -1.0"),
     ):

@@ -18,7 +18,8 @@ CONTEXT = 4096
 
 
 class ToyModel:
-    """`law` [260, 260]: logits of the next id given the last one; `guess` the same for drafts. A patch per byte.
+    """`law` [260, 260]: logits of the next id given the last one; `guess` the same for drafts. A patch per
+    `patch_bytes` bytes.
 
     A masked byte has the exact law of the chain `guess` given the nearest known bytes on both sides, so that revealing
     one byte at a time draws from the chain itself, in whatever order.
@@ -26,6 +27,7 @@ class ToyModel:
 
     prefill_rows = 5
     block_size = 16
+    patch_bytes = 1
 
     def __init__(
         self, law: NDArray[np.float32], guess: NDArray[np.float32], rows: int = 1, context: int = CONTEXT
@@ -46,7 +48,10 @@ class ToyModel:
 
     @property
     def patches(self) -> IdArray:
-        return self.lengths
+        return self.lengths // self.patch_bytes
+
+    def patch_starts(self, row: int) -> list[int]:
+        return list(range(0, len(self.texts[row]) + 1, self.patch_bytes))
 
     @property
     def room(self) -> IdArray:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bltcli.sampling import Sampler
 
 METHODS: Final = ("ar", "blt-s", "blt-d", "blt-dv", "blt-h", "auto")
+COMMITS: Final = ("block", "patches", "patch")
 UNMASK: Final = ("one-step", "confidence", "prefix", "entropy", "entropy-max")
 
 
@@ -48,6 +49,9 @@ method_options = options(
                  help="Probability for --unmask confidence and prefix.  [default: 0.3 for blt-dv, else 0.7]"),
     click.option("--gamma", type=float, default=None,
                  help="Nats for --unmask entropy.  [default: 1.5 for blt-dv, else 1.0]"),
+    click.option("--commit", type=click.Choice(COMMITS), default="block", show_default=True,
+                 help="How much of a block blt-d keeps. block: all. patches: what ends with its last patch, so that the "
+                      "next block starts at a patch. patch: what ends with its first; slower, and nearest to ar."),
     click.option("--trust", type=float, default=0.9, show_default=True,
                  help="blt-h commits a block unverified if each of its bytes was chosen where the likeliest byte had "
                       "more than this probability."),
@@ -83,7 +87,7 @@ def take_method(values: dict[str, Any]) -> MethodOptions:
     """Take the values of `method_options` out of a verb's. UsageError for what no method accepts."""
     from bltcli.decoding import MethodOptions
 
-    names = ("method", "draft_bytes", "block", "unmask", "alpha", "gamma", "trust", "ngram_draft")
+    names = ("method", "draft_bytes", "block", "unmask", "alpha", "gamma", "commit", "trust", "ngram_draft")
     return MethodOptions(**{name: values.pop(name) for name in names})
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from bltcli.decoding.autoregressive import Autoregressive
-from bltcli.decoding.block_diffusion import BlockDiffusion
+from bltcli.decoding.block_diffusion import COMMITS, BlockDiffusion, Commit
 from bltcli.decoding.copying import Copies
 from bltcli.decoding.denoise import Unmask, make_unmask
 from bltcli.decoding.diffusion_verify import DiffusionVerify
@@ -44,6 +44,7 @@ class MethodOptions:
     unmask: str | None = None
     alpha: float | None = None  # of --unmask confidence and prefix
     gamma: float | None = None  # of --unmask entropy
+    commit: Commit = "block"  # of blt-d
     trust: float = 0.9  # of blt-h
     ngram_draft: bool = False
 
@@ -53,6 +54,8 @@ class MethodOptions:
         k = self.draft_bytes
         if k != "auto" and not 1 <= k <= MAX_DRAFT_BYTES:
             raise UsageError(f"--draft-bytes is {k}; use 1 to {MAX_DRAFT_BYTES}, or auto")
+        if self.commit not in COMMITS:
+            raise UsageError(f"--commit is {self.commit!r}; use one of {', '.join(COMMITS)}")
         if not 0 <= self.trust <= 1:
             raise UsageError(f"--trust is {self.trust}; use a probability from 0 to 1")
         if self.ngram_draft and self.method == "blt-d":
@@ -81,6 +84,7 @@ class MethodOptions:
             "unmask": unmask if blocks else None,
             "alpha": alpha if blocks and unmask in ("confidence", "prefix") else None,
             "gamma": gamma if blocks and unmask.startswith("entropy") else None,
+            "commit": self.commit if self.method == "blt-d" else None,
             "trust": self.trust if self.method == "blt-h" else None,
             "ngram_draft": self.ngram_draft or self.method == "auto",
         }
@@ -106,7 +110,7 @@ class MethodOptions:
             return SelfSpeculation(model, Drafting(length, copies))
         block = _checked_block(self.method, model.block_size, self.block)
         if self.method == "blt-d":
-            return BlockDiffusion(model, block, self.rule())
+            return BlockDiffusion(model, block, self.rule(), commit=self.commit)
         drafting = Drafting(FixedLength(block), copies)
         if self.method == "blt-dv":
             return DiffusionVerify(model, drafting, self.rule())

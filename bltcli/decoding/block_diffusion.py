@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 from bltcli.decoding.denoise import Unmask
 from bltcli.decoding.rows import Rows
 
 if TYPE_CHECKING:
     from bltcli.decoding.protocol import ByteModel
+
+
+Commit = Literal["block", "patches", "patch"]
+COMMITS: Final[tuple[Commit, ...]] = ("block", "patches", "patch")
 
 
 class BlockDiffusion:
@@ -28,12 +32,19 @@ class BlockDiffusion:
     `peek` reads an open patch as if it ended at the block, one more column of the global pass. On a small model trained
     on blocks it made no difference but for that column (benchmarks/open_patch.py), so it is off; a better model may be
     asked again.
+
+    `commit` says how much of a block stays. "block": all, as in the paper. "patches": what ends with the block's last
+    patch, so that the next block starts at a patch, as all of the paper's blocks do in training, and on that patch's
+    latent. "patch": what ends with its first patch; then a byte reads the latent that it reads under `ar`, or nearly
+    so, and the bytes beyond serve to end the patch well. The rest of the block is forgotten.
     """
 
     name = "blt-d"
 
-    def __init__(self, model: ByteModel, block: int, unmask: Unmask, *, peek: bool = False) -> None:
-        self.model, self.block, self.unmask, self.peek = model, block, unmask, peek
+    def __init__(
+        self, model: ByteModel, block: int, unmask: Unmask, *, commit: Commit = "block", peek: bool = False
+    ) -> None:
+        self.model, self.block, self.unmask, self.commit, self.peek = model, block, unmask, commit, peek
 
     def round(self, rows: Rows) -> None:
         # patch what was committed last, and run the global model over it
@@ -42,4 +53,7 @@ class BlockDiffusion:
         counts = rows.block_counts(self.block)
         blocks, _ = self.model.denoise(rows.pending, counts, self.unmask, rows.choose)
         # commit it
-        rows.keep(blocks)
+        if self.commit == "block":
+            rows.keep(blocks)
+        else:
+            rows.keep_patches(blocks, first=self.commit == "patch")

@@ -55,6 +55,10 @@ class ByteModel(Protocol):
         """Closed patches of each text, [b]."""
         ...
 
+    def patch_starts(self, row: int) -> list[int]:
+        """Position of the first byte of each patch of text `row`, the open one included."""
+        ...
+
     @property
     def room(self) -> IdArray:
         """Bytes that each text can take for certain, [b]: its context ends in bytes, and in patches of a byte each."""

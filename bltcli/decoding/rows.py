@@ -30,7 +30,7 @@ class Rows:
 
     Invariant: between rounds an active row has pending bytes, at least one: committed, but not run through the graphs
     yet. After a verified round there is just one, the full model's own byte; so each round commits at least one byte
-    and no "bonus token" case exists. After an unverified one the whole block is pending.
+    and no "bonus token" case exists. After an unverified one the whole block is pending, or nothing (`keep_patches`).
     """
 
     def __init__(self, model: ByteModel, sampler: Sampler, stats: DecodeStats, count: int) -> None:
@@ -106,6 +106,23 @@ class Rows:
                 self.pending[row] = np.concatenate([self.pending[row], blocks[row]])
                 self._append(row, blocks[row].tolist())
                 self.stats.bytes_per_round_histogram[len(blocks[row])] += 1
+
+    def keep_patches(self, blocks: Sequence[IdArray], *, first: bool) -> None:
+        """Run blocks through patcher, encoder and global model. Of each, commit what ends with its last patch, or with
+        the first of them, unverified; all of it where no patch ends. Rewinds the model past the rest; nothing is
+        pending."""
+        starts = self.model.lengths.copy()
+        self.model.absorb(blocks)
+        lengths = self.model.lengths.copy()
+        for row in self._chosen(None):
+            ends = [end for end in self.model.patch_starts(row) if end > starts[row]]
+            if ends:
+                lengths[row] = ends[0 if first else -1]
+            kept = blocks[row][: lengths[row] - starts[row]].tolist()
+            if kept:
+                self._append(row, kept)
+                self.stats.bytes_per_round_histogram[len(kept)] += 1
+        self.model.rewind(lengths)
 
     def verify(self, logits: FloatArray, drafts: Sequence[IdArray], rows: Bools | None = None) -> IdArray:
         """Keep of each draft what the full model agrees with, plus its own next byte; rewind the model past the rest.

@@ -25,13 +25,14 @@ _KEYS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "unmask": ("unmask", str),
     "alpha": ("alpha", float),
     "gamma": ("gamma", float),
+    "commit": ("commit", str),
     "trust": ("trust", float),
     "ngram": ("ngram_draft", _flag),
 }
 
 
 def parse_setting(text: str, others: Sequence[str] = ()) -> tuple[MethodOptions, dict[str, str]]:
-    """METHOD KEY=VALUE...; the keys are k, block, unmask, alpha, gamma, trust, ngram (yes, no), and those in `others`,
+    """METHOD KEY=VALUE...; the keys are k, block, unmask, alpha, gamma, commit, trust, ngram (yes, no), and those in `others`,
     whose values come back as they are. UsageError for anything else."""
     method, *words = text.split() or [""]
     fields: dict[str, Any] = {"method": method}

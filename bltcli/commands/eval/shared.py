@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FORMATS: Final = ("table", "md", "csv", "json")
 RUN_HELP: Final = (
     "A method with its options, such as 'blt-s k=4' or 'blt-d block=8 unmask=confidence alpha=0.7'. The keys are k, "
-    "block, unmask, alpha, gamma, trust, ngram. Repeatable."
+    "block, unmask, alpha, gamma, commit, trust, ngram. Repeatable."
 )
 FAILED: Final = 4
 UNEQUAL: Final = 5
