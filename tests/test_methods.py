@@ -148,8 +148,8 @@ def test_counters_of_block_diffusion_by_hand() -> None:
 def test_blocks_that_end_with_patches_by_hand(
     monkeypatch: pytest.MonkeyPatch, commit: str, histogram: dict[int, int]
 ) -> None:
-    """Patches of three: the first is BOS, a, and b, which comes of the prompt. 11 more bytes are wanted. A block of seven
-    bytes holds two whole patches."""
+    """Patches of three: the first is BOS, a, and b, which comes of the prompt. 11 more bytes are wanted. A block of
+    seven bytes holds two whole patches."""
     monkeypatch.setattr(ToyModel, "patch_bytes", 3)
     text, stats = run({"method": "blt-d", "block": 7, "unmask": "one-step", "commit": commit})
     assert text == b"bcabcabcabca"

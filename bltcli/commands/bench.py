@@ -78,8 +78,8 @@ class Bench(click.Group):
     subcommand_metavar="[PROMPT_FILE | compare A B]",
     epilog="""
 A setting is a method and its options in one line, as in --run "blt-d block=8 unmask=confidence alpha=0.7". Its keys are
-k, block, unmask, alpha, gamma, commit, trust, ngram=yes|no, and engine=NAME, precision=NAME, exact=yes|no. A value with commas
-stands for one setting each: --run "blt-s k=4,8,16 engine=ort-cpu,torch". In the environment (BLTCLI_BENCH_RUN)
+k, block, unmask, alpha, gamma, commit, trust, ngram=yes|no, and engine=NAME, precision=NAME, exact=yes|no. A value with
+commas stands for one setting each: --run "blt-s k=4,8,16 engine=ort-cpu,torch". In the environment (BLTCLI_BENCH_RUN)
 semicolons separate settings. Without --run: ar, ar exact=no, blt-s with 4, 8 and 16 drafted bytes, auto and, for a
 model trained on blocks, blt-d, blt-dv and blt-h.
 

@@ -50,8 +50,8 @@ method_options = options(
     click.option("--gamma", type=float, default=None,
                  help="Nats for --unmask entropy.  [default: 1.5 for blt-dv, else 1.0]"),
     click.option("--commit", type=click.Choice(COMMITS), default="block", show_default=True,
-                 help="How much of a block blt-d keeps. block: all. patches: what ends with its last patch, so that the "
-                      "next block starts at a patch. patch: what ends with its first; slower, and nearest to ar."),
+                 help="How much of a block blt-d keeps. block: all. patches: what ends with its last patch, so that "
+                      "the next block starts at a patch. patch: what ends with its first; slower, and nearest to ar."),
     click.option("--trust", type=float, default=0.9, show_default=True,
                  help="blt-h commits a block unverified if each of its bytes was chosen where the likeliest byte had "
                       "more than this probability."),

@@ -32,8 +32,8 @@ _KEYS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
 
 
 def parse_setting(text: str, others: Sequence[str] = ()) -> tuple[MethodOptions, dict[str, str]]:
-    """METHOD KEY=VALUE...; the keys are k, block, unmask, alpha, gamma, commit, trust, ngram (yes, no), and those in `others`,
-    whose values come back as they are. UsageError for anything else."""
+    """METHOD KEY=VALUE...; the keys are k, block, unmask, alpha, gamma, commit, trust, ngram (yes, no), and those in
+    `others`, whose values come back as they are. UsageError for anything else."""
     method, *words = text.split() or [""]
     fields: dict[str, Any] = {"method": method}
     rest: dict[str, str] = {}
