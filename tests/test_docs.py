@@ -103,10 +103,11 @@ def test_the_examples_work_when_pasted(ctx: click.Context, tmp_path: Path) -> No
 
 def test_choices_on_the_command_line_are_those_of_the_library() -> None:
     from bltcli.commands import PRECISIONS, decoding
-    from bltcli.decoding import METHODS
+    from bltcli.decoding import COMMITS, METHODS
     from bltcli.graphs import DTYPES
 
     assert tuple(METHODS) == decoding.METHODS
+    assert COMMITS == decoding.COMMITS
     assert tuple(DTYPES) == PRECISIONS
 
 
