@@ -1,7 +1,7 @@
 """Quality against cost: translation test sets under every method, a table for each and one plot.
 
     python benchmarks/translation.py -m BUNDLE --folder DIR NAME:FROM>TO[:LINES]... [--tokenize flores101]
-        [--baseline BUNDLE]
+        [--threads N] [--baseline BUNDLE]
 
 NAME.FROM and NAME.TO in DIR are line-aligned (`scripts/held_out.py` writes some); LINES of them are translated, 300 if
 not said. One text at a time, so that passes are those of a text. What was generated is kept in --records: a run that
@@ -47,7 +47,7 @@ def evaluate(name: str, o: argparse.Namespace, model: str, runs: Sequence[str]) 
     source, target = (o.folder / f"{name}.{language}" for language in direction.split(">"))
     call = [sys.executable, "-m", "bltcli", "eval", "mt", "-m", model, "--limit", lines]
     call += ["--source", str(source), "--reference", str(target), "--direction", direction]
-    call += ["-n", str(o.max_bytes), "--tokenize", o.tokenize, "--format", "json"]
+    call += ["--threads", str(o.threads), "-n", str(o.max_bytes), "--tokenize", o.tokenize, "--format", "json"]
     records = o.records / ("baseline" if model == o.baseline else "")
     call += ["--records", str(records / f"{name}-{direction.replace('>', '-')}")]
     call += [word for run in runs for word in ("--run", run)]
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--baseline", help="a model trained on next bytes alone")
     parser.add_argument("--max-bytes", type=int, default=256)
     parser.add_argument("--tokenize", default="flores101")
+    parser.add_argument("--threads", type=int, default=0, help="1 where several sets are translated side by side")
     parser.add_argument("--records", type=Path, default=Path("runs/translation"))
     parser.add_argument("--run", action="append", help="setting, such as 'blt-s k=4'; repeatable, in place of all")
     parser.add_argument("--about", metavar="NAME", help="what these sets are, where they are not the main ones")
