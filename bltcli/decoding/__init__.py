@@ -75,7 +75,8 @@ class MethodOptions:
         )
 
     def settings(self, trained_block: int) -> dict[str, object]:
-        """The options by name, None where the method does not use one; `trained_block` is the model's."""
+        """The options by name, None where the method does not use one, or commits blocks as the paper does;
+        `trained_block` is the model's."""
         blocks, (unmask, alpha, gamma) = self.method in _BLOCK_METHODS, self._unmask()
         return {
             "method": self.method,
@@ -84,7 +85,7 @@ class MethodOptions:
             "unmask": unmask if blocks else None,
             "alpha": alpha if blocks and unmask in ("confidence", "prefix") else None,
             "gamma": gamma if blocks and unmask.startswith("entropy") else None,
-            "commit": self.commit if self.method == "blt-d" else None,
+            "commit": self.commit if self.method == "blt-d" and self.commit != "block" else None,
             "trust": self.trust if self.method == "blt-h" else None,
             "ngram_draft": self.ngram_draft or self.method == "auto",
         }

@@ -53,7 +53,7 @@ def paper_row(size: str, task: str, options: MethodOptions, trained_block: int) 
     """The paper's row for the same model size, task and setting; None where it has none."""
     used = options.settings(trained_block)
     name = _PAPER_NAMES.get(options.method)
-    if name is None or used["ngram_draft"] or used["commit"] not in (None, "block"):
+    if name is None or used["ngram_draft"] or used["commit"]:
         return None
     if options.method == "ar":
         wanted = (name, "AR")
