@@ -1,13 +1,13 @@
 """Quality against cost: translation test sets under every method, a table for each and one plot.
 
     python benchmarks/translation.py -m BUNDLE --folder DIR NAME:FROM>TO[:LINES]... [--tokenize flores101]
-        [--threads N] [--baseline BUNDLE]
+        [--rows N] [--threads N] [--baseline BUNDLE]
 
-NAME.FROM and NAME.TO in DIR are line-aligned (`scripts/held_out.py` writes some); LINES of them are translated, 300 if
-not said. One text at a time, so that passes are those of a text. What was generated is kept in --records: a run that
-was interrupted goes on there. --baseline: a model trained as long on next bytes alone, decoded with ar. Writes
-benchmarks/results/translation.jsonl and, with --document, a section of docs/results.md with a plot beside it (needs
-matplotlib); with --about NAME, benchmarks/results/translation-NAME.jsonl and a section of its own.
+NAME.FROM and NAME.TO in DIR are line-aligned (`scripts/held_out.py` writes some); the first LINES are translated, 300 if
+not said. One text at a time, so that passes are those of a text, or --rows of them per call. What was generated is
+kept in --records: a run that was interrupted goes on there. --baseline: a model trained as long on next bytes alone,
+decoded with ar. Writes benchmarks/results/translation.jsonl and, with --document, a section of docs/results.md with a
+plot beside it (needs matplotlib); with --about NAME, benchmarks/results/translation-NAME.jsonl and a section of its own.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def evaluate(name: str, o: argparse.Namespace, model: str, runs: Sequence[str]) 
     source, target = (o.folder / f"{name}.{language}" for language in direction.split(">"))
     call = [sys.executable, "-m", "bltcli", "eval", "mt", "-m", model, "--limit", lines]
     call += ["--source", str(source), "--reference", str(target), "--direction", direction]
-    call += ["--threads", str(o.threads), "-n", str(o.max_bytes), "--tokenize", o.tokenize, "--format", "json"]
+    call += ["-n", str(o.max_bytes), "--rows", str(o.rows), "--threads", str(o.threads)]
+    call += ["--tokenize", o.tokenize, "--format", "json"]
     records = o.records / ("baseline" if model == o.baseline else "")
     call += ["--records", str(records / f"{name}-{direction.replace('>', '-')}")]
     call += [word for run in runs for word in ("--run", run)]
@@ -81,11 +82,12 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.0f} %"
 
 
-def section(reports: Sequence[Report], about: str | None, plot: str) -> str:
+def section(reports: Sequence[Report], about: str | None, plot: str, rows: int) -> str:
     """All sets as Markdown."""
     signatures = "; ".join(f"{name} `{text}`" for name, text in reports[0]["signatures"].items())
     broken = [report["set"] for report in reports if report["differ"]]
     verified = "differ from `ar` in " + ", ".join(broken) if broken else "wrote the bytes of `ar` in every line"
+    unit = "text" if rows == 1 else f"call of up to {rows} texts"
     title = "Quality against cost" + (f": {about}" if about else "")
     head = f"""## {title}
 
@@ -93,7 +95,7 @@ def section(reports: Sequence[Report], about: str | None, plot: str) -> str:
 {command()}
 ```
 
-Passes, and GB by the paper's formula, are per text; scores have the 95 % interval of a paired bootstrap. `blt-s`,
+Passes, and GB by the paper's formula, are per {unit}; scores have the 95 % interval of a paired bootstrap. `blt-s`,
 `blt-dv` and n-gram drafts {verified}. {signatures}.
 
 ![chrF++ against bytes per second, one panel per test set]({plot})
@@ -134,6 +136,7 @@ def main() -> None:
     parser.add_argument("--baseline", help="a model trained on next bytes alone")
     parser.add_argument("--max-bytes", type=int, default=256)
     parser.add_argument("--tokenize", default="flores101")
+    parser.add_argument("--rows", type=int, default=1, help="texts per call")
     parser.add_argument("--threads", type=int, default=0, help="1 where several sets are translated side by side")
     parser.add_argument("--records", type=Path, default=Path("runs/translation"))
     parser.add_argument("--run", action="append", help="setting, such as 'blt-s k=4'; repeatable, in place of all")
@@ -150,7 +153,7 @@ def main() -> None:
     write_rows(RESULTS / f"{name}.jsonl", reports)
     if o.document:
         draw(reports, DOCUMENT.with_name(f"{name}.svg"))
-        write_section(DOCUMENT, name, section(reports, o.about, f"{name}.svg"))
+        write_section(DOCUMENT, name, section(reports, o.about, f"{name}.svg", o.rows))
 
 
 if __name__ == "__main__":
