@@ -3,11 +3,11 @@
     python benchmarks/translation.py -m BUNDLE --folder DIR NAME:FROM>TO[:LINES]... [--tokenize flores101]
         [--rows N] [--threads N] [--baseline BUNDLE]
 
-NAME.FROM and NAME.TO in DIR are line-aligned (`scripts/held_out.py` writes some); the first LINES are translated, 300 if
-not said. One text at a time, so that passes are those of a text, or --rows of them per call. What was generated is
+NAME.FROM and NAME.TO in DIR are line-aligned (`scripts/held_out.py` writes some); the first LINES are translated, 300
+if not said. One text at a time, so that passes are those of a text, or --rows of them per call. What was generated is
 kept in --records: a run that was interrupted goes on there. --baseline: a model trained as long on next bytes alone,
 decoded with ar. Writes benchmarks/results/translation.jsonl and, with --document, a section of docs/results.md with a
-plot beside it (needs matplotlib); with --about NAME, benchmarks/results/translation-NAME.jsonl and a section of its own.
+plot beside it (needs matplotlib); with --about NAME, translation-NAME.jsonl and a section of its own.
 """
 
 from __future__ import annotations
