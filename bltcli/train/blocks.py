@@ -93,14 +93,7 @@ def make_blocks(
     )
     targets = np.where(real, layout.ids[rows, inside], PAD)
     drawn_t = np.maximum(rng.random((b, count)), MIN_T) if t is None else np.full((b, count), t)
-    masked = rng.random(columns.shape) < drawn_t[:, :, None]
-    each = 1 / drawn_t
-    if suffix:
-        last = rng.random((b, count)) < suffix
-        number = np.minimum((drawn_t * block_size).astype(np.int64) + 1, block_size)
-        masked = np.where(last[:, :, None], np.arange(block_size) >= block_size - number[:, :, None], masked)
-        drawn_t = np.where(last, number / block_size, drawn_t)
-        each = np.where(last, 2 * block_size / (block_size + 1), each)
+    masked, drawn_t, each = _masks(drawn_t, block_size, suffix, rng)
     counted = masked & (targets != PAD)
     return Blocks(
         ids=np.where(masked, MASK, targets),
@@ -110,3 +103,18 @@ def make_blocks(
         t=drawn_t.astype(np.float32),
         weights=np.where(counted, (share * each)[:, :, None], 0).astype(np.float32),
     )
+
+
+def _masks(
+    t: NDArray[np.float64], block_size: int, suffix: float, rng: np.random.Generator
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """Which bytes of the blocks with probabilities t [b, S] are masked, [b, S, B]; t as it came out; and what each of
+    the masked bytes of a block weighs, [b, S]."""
+    masked, each = rng.random((*t.shape, block_size)) < t[:, :, None], 1 / t
+    if suffix:
+        last = rng.random(t.shape) < suffix
+        number = np.minimum((t * block_size).astype(np.int64) + 1, block_size)
+        masked = np.where(last[:, :, None], np.arange(block_size) >= block_size - number[:, :, None], masked)
+        t = np.where(last, number / block_size, t)
+        each = np.where(last, 2 * block_size / (block_size + 1), each)
+    return masked, t, each
