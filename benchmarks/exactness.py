@@ -2,7 +2,7 @@
 
     python benchmarks/exactness.py [-m BUNDLE] [--prompts 200] [--new-bytes 256] [--out FILE.jsonl]
     python benchmarks/exactness.py [-m BUNDLE] --lines FILE --direction FROM>TO [--new-bytes 256] [--out FILE.jsonl]
-        [--sampling greedy|sampled]
+        [--sampling greedy|sampled] [--rows 16]
 
 Exits 1 at any difference at all. Prompts: valid UTF-8 in several scripts, code, random bytes, empty, past the end of
 text; or the lines of a file, to be translated.
@@ -31,7 +31,6 @@ from bltcli.stats import DecodeStats
 
 Row = dict[str, Any]
 
-ROWS = 16
 DRAFTED = tuple(f"blt-s k={k}" for k in (1, 2, 4, 8, 16))
 IN_BLOCKS = tuple(f"blt-dv block={block}" for block in (4, 8, 16))
 SAMPLING: dict[str, Row] = {"greedy": {}, "sampled": {"temperature": 0.9, "top_p": 0.95, "seed": 5}}
@@ -94,12 +93,13 @@ def main() -> None:
     parser.add_argument("--lines", type=Path)
     parser.add_argument("--direction")
     parser.add_argument("--new-bytes", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=16, help="texts per call")
     parser.add_argument("--run", action="append", help="setting, such as 'blt-s k=4'; repeatable, in place of all")
     parser.add_argument("--sampling", choices=SAMPLING, help="in place of both")
     parser.add_argument("--out", type=Path, default=RESULTS / "exactness.jsonl")
     o = parser.parse_args()
     bundle = open_bundle(resolve_bundle(o.model, o.precision, lambda line: print(line, file=sys.stderr)))
-    model = open_model(bundle, rows=ROWS)
+    model = open_model(bundle, rows=o.rows)
     runs = o.run or (*DRAFTED, *(IN_BLOCKS if model.block_size else ()))
     texts = (
         [Prompts(o.direction).prompt(line.decode()) for line in o.lines.read_bytes().splitlines()] if o.lines else None

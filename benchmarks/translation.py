@@ -5,9 +5,11 @@
 
 NAME.FROM and NAME.TO in DIR are line-aligned (`scripts/held_out.py` writes some); the first LINES are translated, 300
 if not said. One text at a time, so that passes are those of a text, or --rows of them per call. What was generated is
-kept in --records: a run that was interrupted goes on there. --baseline: a model trained as long on next bytes alone,
-decoded with ar. Writes benchmarks/results/translation.jsonl and, with --document, a section of docs/results.md with a
-plot beside it (needs matplotlib); with --about NAME, translation-NAME.jsonl and a section of its own.
+kept in --records: a run that was interrupted goes on there, and several sets that were translated side by side, each
+by a call of its own, become one table by a last one that names them all. --baseline: a model trained as long on next
+bytes alone, decoded with ar. Writes benchmarks/results/translation.jsonl and, with --document, a section of
+docs/results.md with a plot beside it (needs matplotlib); with --about NAME, translation-NAME.jsonl and a section of
+its own.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ from typing import Any
 from common import RESULTS, command, write_rows
 from section import write_section
 
-RULES = ("confidence", "prefix", "entropy", "one-step")
+RULES = ("confidence", "entropy", "one-step")
 RUNS = (
     "ar",
     *(f"blt-s k={k}" for k in (4, 8, 16)),
     *(f"blt-d block={block} unmask={rule}" for rule in RULES for block in (4, 8, 16)),
-    *(f"blt-d block={block} unmask=prefix commit=patches" for block in (4, 8, 16)),
+    "blt-d block=8 unmask=prefix",
+    *(f"blt-d block={block} unmask=prefix commit=patches" for block in (4, 8)),
     "blt-d block=8 unmask=prefix commit=patch",
     *(f"blt-dv block={block}" for block in (4, 8, 16)),
     "blt-h block=8",

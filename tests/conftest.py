@@ -22,7 +22,9 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch
     import transformers
 
-    torch.set_num_threads(1)  # tiny models gain nothing from more, and threads that wait for a busy core cost minutes
+    # tiny models gain nothing from more threads, and threads that wait for a busy core cost minutes
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 

@@ -218,7 +218,7 @@ def test_the_script_goes_on_where_it_was_stopped_and_names_what_is_absent(bundle
     command += ["--stages", "environment,ar"]
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        env = {**environment(BLTCLI_CACHE_DIR=str(tmp_path / "cache")), "OMP_NUM_THREADS": "1"}
+        env = environment(BLTCLI_CACHE_DIR=str(tmp_path / "cache"))
         return subprocess.run([*map(str, command), *more], capture_output=True, text=True, env=env, check=False)
 
     late = run("--minutes", "0.1")
