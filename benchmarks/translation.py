@@ -68,7 +68,7 @@ def table(report: Report) -> str:
         "| setting | BLEU | chrF++ | kept | decoder, encoder, global passes | GB saved | bytes/s | bytes per patch |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for title, source in (("`ar`, trained on next bytes alone", report.get("baseline")), ("", report)):
+    for title, source in (("`ar`, baseline", report.get("baseline")), ("", report)):
         for row in source["settings"] if source else ():
             interval = {metric: found["interval"] for metric, found in source["significance"][row["setting"]].items()}
             scores = [f"{row['scores'][metric]:.1f} ± {interval[metric]:.1f}" for metric in ("BLEU", "chrF++")]
