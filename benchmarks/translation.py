@@ -32,7 +32,7 @@ RUNS = (
     *(f"blt-d block={block} unmask={rule}" for rule in RULES for block in (4, 8, 16)),
     "blt-d block=8 unmask=prefix",
     *(f"blt-d block={block} unmask=prefix commit=patches" for block in (4, 8)),
-    "blt-d block=8 unmask=prefix commit=patch",
+    *(f"blt-d block=8 commit=sure alpha={alpha}" for alpha in (0.7, 0.8, 0.9)),
     *(f"blt-dv block={block}" for block in (4, 8, 16)),
     "blt-h block=8",
     "ar ngram=yes",

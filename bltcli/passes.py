@@ -137,11 +137,11 @@ class Passes(Texts):
 
     def _decode(self, counts: IdArray, last: Span) -> FloatArray:
         """Run the decoder up to the texts' ends: logits of the last counts[r] bytes, [b, q, 260]."""
-        present = self.lengths - self.decoded
+        present = np.where(counts > 0, self.lengths - self.decoded, 0)
         span = self.span(self.decoded, self._pad(max(present.tolist())), self.config.decoder.window, last)
         run = self._run_decoder(span.own_ids, span.positions, self.latents(span.positions), span.place)
         logits: FloatArray = run["logits"]
-        self.decoded[:] = self.lengths
+        self.decoded[counts > 0] = self.lengths[counts > 0]
         if span is last:
             return logits
         columns = np.minimum((present - counts)[:, None] + np.arange(int(counts.max())), logits.shape[1] - 1)
@@ -158,7 +158,8 @@ class Passes(Texts):
     ) -> Arrays:
         """One decoder pass over blocks at starts[r]: logits [b, B, 260], and what a graph that chooses finds with
         `addends` of the block's bytes. With `pending`, the first one, which runs the bytes before the block as clean
-        rows: those that the decoder is behind with, and those not in the text yet."""
+        rows: those that the decoder is behind with, and those not in the text yet; "next" is then the logits [b, 260]
+        of the last of them."""
         first = starts if pending is None else np.where(counts > 0, self.decoded, starts)
         clean = starts - first
         present = np.where(counts > 0, clean + counts, 0)
@@ -183,7 +184,10 @@ class Passes(Texts):
         if pending is not None:
             self.decoded[counts > 0] = self.lengths[counts > 0]
         names = ("logits",) if addends is None else ("logits", "best", "confidence", "entropy")
-        return {name: run[name][self._row, columns] for name in names}
+        found = {name: run[name][self._row, columns] for name in names}
+        if pending is not None:
+            found["next"] = run["logits"][self._row[:, 0], np.maximum(clean - 1, 0)]
+        return found
 
     def _run_decoder(
         self,

@@ -13,9 +13,10 @@ import numpy as np
 
 from bltcli.bundle import Bundle
 from bltcli.decoding import MethodOptions
-from bltcli.decoding.denoise import Certainty, OfLogits, Told, Unmask
+from bltcli.decoding.denoise import Certainty, OfLogits, SureOfFirst, Told, Unmask
 from bltcli.decoding.driver import run_whole
 from bltcli.decoding.protocol import Choose, TellsGraphs
+from bltcli.decoding.rows import NOTHING
 from bltcli.errors import UsageError
 from bltcli.graphs import GraphName
 from bltcli.passes import Passes
@@ -136,6 +137,19 @@ class Pipeline(Passes):
             masked &= ~shown
         parts = [(block[row, :count], revealed[row, :count]) for row, count in enumerate(counts.tolist())]
         return [ids for ids, _ in parts], [logits for _, logits in parts]
+
+    def look_ahead(self, counts: IdArray, unmask: Unmask, choose: Choose) -> list[IdArray]:
+        longest = int(counts.max())
+        self.make_room(self._pad(int((self.lengths - self.decoded).max()) + longest))
+        block = np.full((self.rows, longest), MASK, dtype=np.int64)
+        found = self._block_pass(block, counts, self.lengths, [NOTHING] * self.rows, None)
+        logits, masked = found["logits"], np.arange(longest) < counts[:, None]
+        logits[:, 0] = found["next"]
+        shown = unmask.reveal(SureOfFirst(OfLogits(logits)), masked) & masked
+        shown = np.logical_and.accumulate(shown, axis=1)
+        row, column = np.nonzero(shown)
+        block[row, column] = choose(logits[row, column], row, self.lengths[row] + column)
+        return [block[row, :count] for row, count in enumerate(shown.sum(axis=1).tolist())]
 
 
 def open_model(

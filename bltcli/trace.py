@@ -105,6 +105,13 @@ class TracingModel:
 
         return self.model.denoise(pending, counts, unmask, watched)
 
+    def look_ahead(self, counts: IdArray, unmask: Unmask, choose: Choose) -> list[IdArray]:
+        found = self.model.look_ahead(counts, unmask, choose)
+        for row, ids in enumerate(found):
+            if len(ids):
+                self._tell("reveal", row, ids, pending=[])
+        return found
+
     def rewind(self, lengths: IdArray) -> None:
         for row, length in enumerate(lengths.tolist()):
             self._emit({"event": "keep", "row": row, "length": length})

@@ -31,7 +31,8 @@ EVERY: list[dict[str, Any]] = [
     {"method": "blt-d", "block": 4},
     {"method": "blt-d", "block": 8, "unmask": "one-step"},
     {"method": "blt-d", "block": 4, "commit": "patches"},
-    {"method": "blt-d", "block": 4, "commit": "patch"},
+    {"method": "blt-d", "block": 4, "commit": "sure"},
+    {"method": "blt-d", "block": 4, "commit": "sure", "alpha": 1.0},
     {"method": "blt-dv", "block": 4},
     {"method": "blt-dv", "block": 5, "unmask": "entropy", "gamma": 1.0, "ngram_draft": True},
     {"method": "blt-h", "block": 4, "trust": 0.5},
@@ -144,7 +145,7 @@ def test_counters_of_block_diffusion_by_hand() -> None:
     assert (stats.patches, stats.patch_bytes) == (9, 9)
 
 
-@pytest.mark.parametrize(("commit", "histogram"), [("block", {7: 2}), ("patches", {6: 2}), ("patch", {3: 4})])
+@pytest.mark.parametrize(("commit", "histogram"), [("block", {7: 2}), ("patches", {6: 2})])
 def test_blocks_that_end_with_patches_by_hand(
     monkeypatch: pytest.MonkeyPatch, commit: str, histogram: dict[int, int]
 ) -> None:
@@ -154,6 +155,27 @@ def test_blocks_that_end_with_patches_by_hand(
     text, stats = run({"method": "blt-d", "block": 7, "unmask": "one-step", "commit": commit})
     assert text == b"bcabcabcabca"
     assert dict(stats.bytes_per_round_histogram) == histogram
+
+
+def test_counters_of_what_is_sure_by_hand() -> None:
+    """A round is one pass of each graph, whatever it keeps: blocks of four here, or as many as the rule reveals."""
+    sure = {"method": "blt-d", "block": 4, "commit": "sure"}
+    text, stats = run({**sure, "unmask": "one-step"})
+    assert (text, dict(stats.bytes_per_round_histogram), passes(stats)) == (b"bcabcabcabca", {4: 3}, (3, 3, 3, 3))
+    text, stats = run({**sure, "alpha": 1.0})
+    assert (text, dict(stats.bytes_per_round_histogram), passes(stats)) == (b"bcabcabcabca", {1: 11}, (11,) * 4)
+    # the next byte is the full model's, those behind it are a guess
+    text, stats = run({**sure, "unmask": "one-step", "block": 2}, ABC, ALWAYS_D, stop=Stop(max_bytes=3))
+    assert (text, dict(stats.bytes_per_round_histogram)) == (b"bcd", {2: 1})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_what_is_sure_is_ar_where_no_second_byte_is(temperature: float) -> None:
+    law = random_law(1)
+    sampler, stop = Sampler(temperature=temperature, seed=5, ignore_eos=True), Stop(max_bytes=150)
+    expected, _ = run({"method": "ar"}, law, ALWAYS_D, stop=stop, sampler=sampler)
+    options = {"method": "blt-d", "block": 4, "commit": "sure", "alpha": 1.0}
+    assert run(options, law, ALWAYS_D, stop=stop, sampler=sampler)[0] == expected
 
 
 def test_counters_of_diffusion_with_verification_by_hand() -> None:
@@ -249,7 +271,7 @@ def test_options_out_of_range_are_refused() -> None:
         ({"trust": 1.5}, "--trust is 1.5; use a probability"),
         ({"method": "blt-d", "ngram_draft": True}, "needs a method that verifies"),
         ({"unmask": "some"}, "--unmask is 'some'; use one of"),
-        ({"commit": "some"}, "--commit is 'some'; use one of block, patches, patch"),
+        ({"commit": "some"}, "--commit is 'some'; use one of block, patches, sure"),
         ({"unmask": "confidence", "alpha": 2.0}, "--alpha is 2.0"),
         ({"unmask": "entropy", "gamma": -1.0}, "--gamma is -1.0"),
     ):

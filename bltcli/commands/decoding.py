@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bltcli.sampling import Sampler
 
 METHODS: Final = ("ar", "blt-s", "blt-d", "blt-dv", "blt-h", "auto")
-COMMITS: Final = ("block", "patches", "patch")
+COMMITS: Final = ("block", "patches", "sure")
 UNMASK: Final = ("one-step", "confidence", "prefix", "entropy", "entropy-max")
 
 
@@ -51,7 +51,8 @@ method_options = options(
                  help="Nats for --unmask entropy.  [default: 1.5 for blt-dv, else 1.0]"),
     click.option("--commit", type=click.Choice(COMMITS), default="block", show_default=True,
                  help="How much of a block blt-d keeps. block: all. patches: what ends with its last patch, so that "
-                      "the next block starts at a patch. patch: what ends with its first; slower, and nearest to ar."),
+                      "the next block starts at a patch. sure: the next byte, as ar chooses it, and those after it "
+                      "that one pass settles; the nearer --alpha is to 1, the nearer to ar."),
     click.option("--trust", type=float, default=0.9, show_default=True,
                  help="blt-h commits a block unverified if each of its bytes was chosen where the likeliest byte had "
                       "more than this probability."),

@@ -54,6 +54,27 @@ class Told:
     entropy: FloatArray
 
 
+@dataclass(frozen=True)
+class SureOfFirst:
+    """As `rest` is, but wholly sure of the first position of each row."""
+
+    rest: Certainty
+
+    @property
+    def confidence(self) -> FloatArray:
+        return _with_first(self.rest.confidence, 1.0)
+
+    @property
+    def entropy(self) -> FloatArray:
+        return _with_first(self.rest.entropy, 0.0)
+
+
+def _with_first(values: FloatArray, first: float) -> FloatArray:
+    found = values.copy()
+    found[:, 0] = first
+    return found
+
+
 class Unmask(Protocol):
     """A rule. Confidence, EntropyBounded and OneStep are those of Fast BLT (arXiv 2605.08044, inference of BLT-D)."""
 

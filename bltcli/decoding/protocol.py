@@ -87,6 +87,12 @@ class ByteModel(Protocol):
         its bytes was chosen from."""
         ...
 
+    def look_ahead(self, counts: IdArray, unmask: Unmask, choose: Choose) -> list[IdArray]:
+        """After what `absorb` ran last, one decoder pass over it and counts[r] MASK rows: the next byte of each text,
+        chosen from the logits that `extend` would have given, and behind it those that `unmask`, sure of the first,
+        reveals at once, up to the first that it does not. Changes no text. counts[r] 0: no byte."""
+        ...
+
     def rewind(self, lengths: IdArray) -> None:
         """Forget everything after lengths[r] bytes of text r. Never forward."""
         ...

@@ -107,17 +107,16 @@ class Rows:
                 self._append(row, blocks[row].tolist())
                 self.stats.bytes_per_round_histogram[len(blocks[row])] += 1
 
-    def keep_patches(self, blocks: Sequence[IdArray], *, first: bool) -> None:
-        """Run blocks through patcher, encoder and global model. Of each, commit what ends with its last patch, or with
-        the first of them, unverified; all of it where no patch ends. Rewinds the model past the rest; nothing is
-        pending."""
+    def keep_patches(self, blocks: Sequence[IdArray]) -> None:
+        """Run blocks through patcher, encoder and global model. Of each, commit what ends with its last patch,
+        unverified; all of it where no patch ends. Rewinds the model past the rest; nothing is pending."""
         starts = self.model.lengths.copy()
         self.model.absorb(blocks)
         lengths = self.model.lengths.copy()
         for row in self._chosen(None):
             ends = [end for end in self.model.patch_starts(row) if end > starts[row]]
             if ends:
-                lengths[row] = ends[0 if first else -1]
+                lengths[row] = ends[-1]
             kept = blocks[row][: lengths[row] - starts[row]].tolist()
             if kept:
                 self._append(row, kept)
