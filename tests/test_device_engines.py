@@ -74,7 +74,7 @@ def test_logits_are_those_of_the_plain_engine_to_the_last_bit(
 @pytest.mark.parametrize(
     "options",
     [{"method": "ar"}, {"method": "blt-s", "draft_bytes": 5, "ngram_draft": True}, {"method": "blt-dv", "block": 8},
-     {"method": "blt-d", "block": 4}],
+     {"method": "blt-d", "block": 4}, {"method": "blt-d", "block": 4, "commit": "sure", "alpha": 0.02}],
     ids=lambda options: options["method"],
 )  # fmt: skip
 def test_served_texts_are_those_of_the_plain_engine(
