@@ -137,11 +137,11 @@ class Passes(Texts):
 
     def _decode(self, counts: IdArray, last: Span) -> FloatArray:
         """Run the decoder up to the texts' ends: logits of the last counts[r] bytes, [b, q, 260]."""
-        present = np.where(counts > 0, self.lengths - self.decoded, 0)
+        present = self.lengths - self.decoded
         span = self.span(self.decoded, self._pad(max(present.tolist())), self.config.decoder.window, last)
         run = self._run_decoder(span.own_ids, span.positions, self.latents(span.positions), span.place)
         logits: FloatArray = run["logits"]
-        self.decoded[counts > 0] = self.lengths[counts > 0]
+        self.decoded[:] = self.lengths
         if span is last:
             return logits
         columns = np.minimum((present - counts)[:, None] + np.arange(int(counts.max())), logits.shape[1] - 1)
@@ -154,15 +154,18 @@ class Passes(Texts):
         counts: IdArray,
         starts: IdArray,
         pending: Sequence[IdArray] | None,
-        addends: FloatArray | None,
-    ) -> Arrays:
-        """One decoder pass over blocks at starts[r]: logits [b, B, 260], and what a graph that chooses finds with
-        `addends` of the block's bytes. With `pending`, the first one, which runs the bytes before the block as clean
-        rows: those that the decoder is behind with, and those not in the text yet; "next" is then the logits [b, 260]
-        of the last of them."""
-        first = starts if pending is None else np.where(counts > 0, self.decoded, starts)
+        addends: FloatArray | None = None,
+    ) -> tuple[Arrays, IdArray]:
+        """One decoder pass over blocks of counts[r] bytes at starts[r]: what it finds, with `addends` of the block's
+        bytes where the graph chooses, and how many clean rows come before each block's, [b]: none, but in the first
+        pass over it. That one has `pending`, and runs what the decoder is behind with, and what is not in the text yet;
+        of every text whose block has room, or of all where nothing is pending."""
+        runs = counts > 0
+        if pending is not None and not any(map(len, pending)):
+            runs |= self.decoded < starts
+        first = starts if pending is None else np.where(runs, self.decoded, starts)
         clean = starts - first
-        present = np.where(counts > 0, clean + counts, 0)
+        present = np.where(runs, clean + counts, 0)
         rows = self._pad(int(present.max()))
         span = self.span(first, rows, self.config.decoder.window)
         ids = span.own_ids
@@ -175,19 +178,14 @@ class Passes(Texts):
         bias = self.byte_cache.bias(
             span.positions - self.byte_cache.bases[:, None], self.config.decoder.window, blocks=(clean, present)
         )
-        columns = np.minimum(clean[:, None] + np.arange(block.shape[1]), rows - 1)
         addend = None
         if addends is not None:
             addend = np.zeros((*ids.shape, OUTPUT_IDS), dtype=np.float32)
-            addend[self._row, columns] = addends
-        run = self._run_decoder(ids, ids, latents, {**span.place, "attn_bias": bias}, addend)
+            addend[self._row, np.minimum(clean[:, None] + np.arange(block.shape[1]), rows - 1)] = addends
+        found = self._run_decoder(ids, ids, latents, {**span.place, "attn_bias": bias}, addend)
         if pending is not None:
-            self.decoded[counts > 0] = self.lengths[counts > 0]
-        names = ("logits",) if addends is None else ("logits", "best", "confidence", "entropy")
-        found = {name: run[name][self._row, columns] for name in names}
-        if pending is not None:
-            found["next"] = run["logits"][self._row[:, 0], np.maximum(clean - 1, 0)]
-        return found
+            self.decoded[runs] = self.lengths[runs]
+        return found, clean
 
     def _run_decoder(
         self,

@@ -13,7 +13,7 @@ import numpy as np
 
 from bltcli.bundle import Bundle
 from bltcli.decoding import MethodOptions
-from bltcli.decoding.denoise import Certainty, OfLogits, SureOfFirst, Told, Unmask
+from bltcli.decoding.denoise import Certainty, OfLogits, Told, Unmask
 from bltcli.decoding.driver import run_whole
 from bltcli.decoding.protocol import Choose, TellsGraphs
 from bltcli.decoding.rows import NOTHING
@@ -119,8 +119,10 @@ class Pipeline(Passes):
         first_pass = True
         while masked.any():
             # the first pass also runs what the decoder has not seen yet, whose keys the later ones find cached
-            found = self._block_pass(block, counts, starts, pending if first_pass else None, addends)
+            run, clean = self._block_pass(block, counts, starts, pending if first_pass else None, addends)
             first_pass = False
+            columns = np.minimum(clean[:, None] + np.arange(longest), run["logits"].shape[1] - 1)
+            found = {name: values[self._row, columns] for name, values in run.items()}
             logits, live = found["logits"], np.flatnonzero(masked.any(axis=1))
             if addends is None:
                 certainty: Certainty = OfLogits(logits[live])
@@ -138,18 +140,16 @@ class Pipeline(Passes):
         parts = [(block[row, :count], revealed[row, :count]) for row, count in enumerate(counts.tolist())]
         return [ids for ids, _ in parts], [logits for _, logits in parts]
 
-    def look_ahead(self, counts: IdArray, unmask: Unmask, choose: Choose) -> list[IdArray]:
-        longest = int(counts.max())
+    def look_ahead(self, ids: Sequence[IdArray], counts: IdArray) -> tuple[FloatArray, FloatArray]:
+        added, _ = self._absorb(ids, peek=False)
+        longest = max(1, int(counts.max()))
         self.make_room(self._pad(int((self.lengths - self.decoded).max()) + longest))
         block = np.full((self.rows, longest), MASK, dtype=np.int64)
-        found = self._block_pass(block, counts, self.lengths, [NOTHING] * self.rows, None)
-        logits, masked = found["logits"], np.arange(longest) < counts[:, None]
-        logits[:, 0] = found["next"]
-        shown = unmask.reveal(SureOfFirst(OfLogits(logits)), masked) & masked
-        shown = np.logical_and.accumulate(shown, axis=1)
-        row, column = np.nonzero(shown)
-        block[row, column] = choose(logits[row, column], row, self.lengths[row] + column)
-        return [block[row, :count] for row, count in enumerate(shown.sum(axis=1).tolist())]
+        run, clean = self._block_pass(block, counts, self.lengths, [NOTHING] * self.rows)
+        logits: FloatArray = run["logits"]
+        own = np.minimum((clean - added)[:, None] + np.arange(int(added.max())), logits.shape[1] - 1)
+        masked = np.minimum(clean[:, None] + np.arange(longest), logits.shape[1] - 1)
+        return logits[self._row, own], logits[self._row, masked]
 
 
 def open_model(

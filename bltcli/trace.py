@@ -105,12 +105,9 @@ class TracingModel:
 
         return self.model.denoise(pending, counts, unmask, watched)
 
-    def look_ahead(self, counts: IdArray, unmask: Unmask, choose: Choose) -> list[IdArray]:
-        found = self.model.look_ahead(counts, unmask, choose)
-        for row, ids in enumerate(found):
-            if len(ids):
-                self._tell("reveal", row, ids, pending=[])
-        return found
+    def look_ahead(self, ids: Sequence[IdArray], counts: IdArray) -> tuple[FloatArray, FloatArray]:
+        self._each("verify", ids)
+        return self.model.look_ahead(ids, counts)
 
     def rewind(self, lengths: IdArray) -> None:
         for row, length in enumerate(lengths.tolist()):

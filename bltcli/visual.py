@@ -49,7 +49,8 @@ class Picture:
             pending: list[Cell] = [(i, "pending") for i in event["pending"]]
             self.flight = pending + [(i, "masked" if i == MASK else "drafted") for i in ids]
         elif kind == "verify":
-            self.text, self._running = self.text[: event["position"]], ids
+            # what ran before and was not verified was committed before it ran
+            self.text, self._running = (self.text + self._running)[: event["position"]], ids
             self.flight = [(i, "pending" if n == 0 else "verifying") for n, i in enumerate(ids)]
         elif kind == "absorb":
             self.text, self.flight = self.text[: event["position"]] + ids, []

@@ -105,7 +105,8 @@ def test_a_stop_string_is_found_across_blocks(options: dict[str, Any], stop: byt
 def test_every_method_fills_the_context_to_its_last_byte(options: dict[str, Any], context: int) -> None:
     """The last byte that is predicted needs no place of its own, but a byte of a block does."""
     text, _ = run(options, stop=Stop(max_bytes=50), context=context)
-    assert text == (b"bca" * 20)[: context - 1 - (options["method"] == "blt-d")]
+    in_a_block = options["method"] == "blt-d" and options.get("commit") != "sure"
+    assert text == (b"bca" * 20)[: context - 1 - in_a_block]
 
 
 @pytest.mark.parametrize("options", EVERY, ids=names)
@@ -193,18 +194,24 @@ def test_counters_of_diffusion_with_verification_by_hand() -> None:
 
 def test_counters_of_the_hybrid_by_hand() -> None:
     one_step = {"method": "blt-h", "block": 4, "unmask": "one-step"}
-    # sure of everything: as blt-d, but for the byte that waits
+    # trusts everything: b comes of the prompt, and each round adds the full model's byte and three of the block's
     _, stats = run({**one_step, "trust": 0.0})
-    assert dict(stats.bytes_per_round_histogram) == {4: 3}
-    # the first byte waits alone, so that the first round has nothing to absorb
-    assert (passes(stats), stats.drafted) == ((2, 2, 2, 3), 0)
-    # sure of nothing: as blt-dv, but for blocks that run over the end
+    assert dict(stats.bytes_per_round_histogram) == {1: 1, 4: 2}
+    assert (passes(stats), stats.drafted) == ((3, 3, 3, 3), 0)
+    # trusts nothing: the same bytes, each verified by the pass that guesses the next ones
     _, stats = run({**one_step, "trust": 1.0})
-    assert dict(stats.bytes_per_round_histogram) == {5: 3}
-    assert (passes(stats), stats.drafted, stats.accepted) == ((3, 3, 3, 3 + 3), 12, 12)
+    assert dict(stats.bytes_per_round_histogram) == {1: 1, 4: 2, 2: 1}
+    assert (passes(stats), stats.drafted, stats.accepted) == ((4, 4, 4, 4), 7, 7)
+    # guesses nothing: ar, in as many passes
+    _, stats = run({"method": "blt-h", "block": 4, "alpha": 1.0})
+    assert (dict(stats.bytes_per_round_histogram), passes(stats), stats.drafted) == ({1: 11}, (11,) * 4, 0)
+    # guesses are wrong: after a refused draft there is none
+    _, stats = run({**one_step, "trust": 1.0}, ABC, ALWAYS_D)
+    assert (dict(stats.bytes_per_round_histogram), passes(stats), stats.accepted) == ({1: 11}, (11,) * 4, 0)
+    assert stats.drafted == 3 + 3 + 3 + 3 + 1
 
 
-def test_the_hybrid_verifies_only_blocks_it_is_not_sure_of() -> None:
+def test_the_hybrid_verifies_only_bytes_it_is_not_sure_of() -> None:
     """The chain a b c d is sure but for what follows d: a, or rarely d again."""
     law = chain(A, B, C, D)
     law[D, D] = 8.5
@@ -212,8 +219,7 @@ def test_the_hybrid_verifies_only_blocks_it_is_not_sure_of() -> None:
                       stop=Stop(max_bytes=40))  # fmt: skip
     assert text == (b"bcda" * 10)
     assert stats.drafted == stats.accepted > 0
-    assert 2 in stats.bytes_per_round_histogram  # committed as they were
-    assert 3 in stats.bytes_per_round_histogram  # verified, with the full model's byte
+    assert stats.drafted < 40 / 2 - 5  # others were committed as they were
 
 
 def test_copies_are_counted_and_verified() -> None:

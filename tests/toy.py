@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from bltcli.decoding.denoise import OfLogits, SureOfFirst, Unmask, probabilities
+from bltcli.decoding.denoise import OfLogits, Unmask, probabilities
 from bltcli.decoding.protocol import Choose
 from bltcli.sampling import FloatArray
 from bltcli.stats import Work
@@ -127,20 +127,13 @@ class ToyModel:
         ]
         return blocks, logits
 
-    def look_ahead(self, counts: IdArray, unmask: Unmask, choose: Choose) -> list[IdArray]:
-        found = []
-        for row, text in enumerate(self.texts):
-            count = int(counts[row])
-            places = np.arange(count)
-            logits = np.array([self._between({-1: text[-1]}, place) for place in places]).reshape(count, OUTPUT_IDS)
-            if count:
-                assert self.undecoded[row]
-                self.undecoded[row], logits[0] = 0, self.law[text[-1]]
-                shown = unmask.reveal(SureOfFirst(OfLogits(logits[None])), np.ones((1, count), np.bool_))[0]
-                places = places[np.logical_and.accumulate(shown)]
-            found.append(choose(logits[places], np.full_like(places, row), len(text) + places) if count else places)
-        self.work.charge("decoder", 10, 1)
-        return found
+    def look_ahead(self, ids: Sequence[IdArray], counts: IdArray) -> tuple[FloatArray, FloatArray]:
+        logits = self.extend(ids)
+        masked = np.zeros((len(ids), max(1, int(counts.max())), OUTPUT_IDS), dtype=np.float32)
+        for row in np.flatnonzero(counts).tolist():
+            for place in range(counts[row]):
+                masked[row, place] = self._between({-1: self.texts[row][-1]}, place)
+        return logits, masked
 
     def _between(self, known: dict[int, int], place: int) -> FloatArray:
         """Logits [260] of the byte at `place` given the nearest known ones."""

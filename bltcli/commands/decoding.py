@@ -34,8 +34,9 @@ method_options = options(
                  help="ar: one byte per pass. blt-s: the model drafts bytes with its small decoder and keeps those "
                       "that the full model confirms; the same bytes in fewer passes. blt-dv: as blt-s, with the bytes "
                       "of a block drafted together. blt-d: whole blocks unverified, faster and not the same bytes. "
-                      "blt-h: as blt-d where the model is sure of a block, else as blt-dv. The last three need a "
-                      "model trained on blocks. auto: the bytes of ar, drafted as pays best on this machine."),
+                      "blt-h: each pass also guesses what comes next; the next one verifies what is not sure. The "
+                      "last three need a model trained on blocks. auto: the bytes of ar, drafted as pays best on this "
+                      "machine."),
     click.option("-k", "--draft-bytes", type=DraftBytes(), default=8, show_default=True, metavar="K|auto",
                  help="Bytes drafted per round of blt-s, 1 to 64; auto follows what is kept and what it costs."),
     click.option("--block", type=int, default=None, metavar="B",
@@ -46,7 +47,7 @@ method_options = options(
                       "--gamma nats together; entropy-max: the last of them not counted.  [default: one-step for "
                       "blt-dv, else confidence]"),
     click.option("--alpha", type=float, default=None,
-                 help="Probability for --unmask confidence and prefix.  [default: 0.3 for blt-dv, else 0.7]"),
+                 help="Probability for --unmask confidence and prefix.  [default: 0.7 for blt-d, else 0.3]"),
     click.option("--gamma", type=float, default=None,
                  help="Nats for --unmask entropy.  [default: 1.5 for blt-dv, else 1.0]"),
     click.option("--commit", type=click.Choice(COMMITS), default="block", show_default=True,
@@ -54,8 +55,8 @@ method_options = options(
                       "the next block starts at a patch. sure: the next byte, as ar chooses it, and those after it "
                       "that one pass settles; the nearer --alpha is to 1, the nearer to ar."),
     click.option("--trust", type=float, default=0.9, show_default=True,
-                 help="blt-h commits a block unverified if each of its bytes was chosen where the likeliest byte had "
-                      "more than this probability."),
+                 help="blt-h commits guesses unverified as long as the likeliest byte of each has more than this "
+                      "probability; with 1 it writes the bytes of ar."),
     click.option("--ngram-draft", is_flag=True,
                  help="Also draft bytes that followed the same text earlier, in the prompt or the output; not for "
                       "blt-d."),

@@ -23,11 +23,11 @@ METHODS: Final = ("ar", "blt-s", "blt-d", "blt-dv", "blt-h", "auto")
 EXACT_METHODS: Final = ("ar", "blt-s", "blt-dv", "auto")
 MAX_DRAFT_BYTES: Final = 64
 _BLOCK_METHODS: Final = ("blt-d", "blt-dv", "blt-h")
-#: What the paper finds best for each: rule, alpha, gamma.
+#: What the paper finds best for each, blt-h apart: rule, alpha, gamma.
 _DEFAULTS: Final = {
     "blt-d": ("confidence", 0.7, 1.0),
     "blt-dv": ("one-step", 0.3, 1.5),
-    "blt-h": ("confidence", 0.7, 1.0),
+    "blt-h": ("confidence", 0.3, 1.0),
 }
 
 
@@ -115,7 +115,7 @@ class MethodOptions:
         drafting = Drafting(FixedLength(block), copies)
         if self.method == "blt-dv":
             return DiffusionVerify(model, drafting, self.rule())
-        return Hybrid(model, drafting, self.rule(), self.trust)
+        return Hybrid(model, drafting, self.rule(), self.trust, block)
 
 
 def _checked_block(method: str, trained: int, block: int | None) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
-from bltcli.decoding.denoise import Unmask
-from bltcli.decoding.rows import Rows
+import numpy as np
+
+from bltcli.decoding.denoise import OfLogits, Unmask, surest
+from bltcli.decoding.rows import NOTHING, Rows
 
 if TYPE_CHECKING:
     from bltcli.decoding.protocol import ByteModel
@@ -49,16 +51,23 @@ class BlockDiffusion:
         self.model, self.block, self.unmask, self.commit, self.peek = model, block, unmask, commit, peek
 
     def round(self, rows: Rows) -> None:
+        if self.commit == "sure":
+            return self._keep_sure(rows)
         # patch what was committed last, and run the global model over it
         rows.absorb(peek=self.peek)
-        # fill a block of MASK rows on the last latent, or see how far one pass comes
+        # fill a block of MASK rows on the last latent
         counts = rows.block_counts(self.block)
-        if self.commit == "sure":
-            blocks = self.model.look_ahead(counts, self.unmask, rows.choose)
-        else:
-            blocks, _ = self.model.denoise(rows.pending, counts, self.unmask, rows.choose)
+        blocks, _ = self.model.denoise(rows.pending, counts, self.unmask, rows.choose)
         # commit it
-        if self.commit == "patches":
-            rows.keep_patches(blocks)
-        else:
+        if self.commit == "block":
             rows.keep(blocks)
+        else:
+            rows.keep_patches(blocks)
+
+    def _keep_sure(self, rows: Rows) -> None:
+        ids, counts = rows.with_pending([NOTHING] * len(rows.pending)), rows.block_counts(self.block)
+        logits, masked = self.model.look_ahead(ids, counts)
+        masked[:, 0] = [of_row[max(0, len(run) - 1)] for of_row, run in zip(logits, ids, strict=True)]
+        rows.pending = [NOTHING] * len(ids)
+        ends = surest(self.unmask, OfLogits(masked), counts)
+        rows.keep(rows.guess(masked, np.where(rows.active, np.maximum(ends, 1), 0)))

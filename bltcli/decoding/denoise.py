@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from bltcli.errors import UsageError
 from bltcli.sampling import FloatArray
-from bltcli.vocab import NEVER_GENERATED
+from bltcli.vocab import NEVER_GENERATED, IdArray
 
 Bools = NDArray[np.bool_]
 
@@ -36,14 +37,17 @@ class OfLogits:
     def __init__(self, logits: FloatArray) -> None:
         self._logits = logits
 
-    @property
-    def confidence(self) -> Any:
-        return probabilities(self._logits).max(axis=-1)
+    @cached_property
+    def _p(self) -> NDArray[np.float64]:
+        return probabilities(self._logits)
 
-    @property
+    @cached_property
+    def confidence(self) -> Any:
+        return self._p.max(axis=-1)
+
+    @cached_property
     def entropy(self) -> Any:
-        p = probabilities(self._logits)
-        return -(p * np.log(np.where(p > 0, p, 1))).sum(axis=-1)
+        return -(self._p * np.log(np.where(self._p > 0, self._p, 1))).sum(axis=-1)
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,15 @@ class OneStep:
 
     def reveal(self, certainty: Certainty, masked: Bools) -> Bools:
         return masked
+
+
+def surest(unmask: Unmask, certainty: Certainty, counts: IdArray) -> IdArray:
+    """Of counts[r] MASK rows of each text: how many from the first on `unmask` reveals at once, [b], where it is wholly
+    sure of the first."""
+    masked = np.arange(certainty.confidence.shape[1]) < counts[:, None]
+    shown = unmask.reveal(SureOfFirst(certainty), masked) & masked
+    found: IdArray = np.logical_and.accumulate(shown, axis=1).sum(axis=1)
+    return found
 
 
 def make_unmask(name: str, alpha: float, gamma: float) -> Unmask:

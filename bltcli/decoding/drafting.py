@@ -23,11 +23,9 @@ class Drafting:
         self._copied: IdArray = NOTHING  # bytes copied for each row in this round
         self._own: IdArray = NOTHING  # bytes drafted by the method
 
-    def draft(self, rows: Rows, own: Draft, *, unverified: bool = False) -> list[IdArray]:
-        """A draft per row: copied bytes where there are any, else what `own` drafts. `unverified`: own drafts may be
-        committed as they are."""
-        limit = rows.block_counts if unverified else rows.draft_counts
-        self._own = limit(self.length.choose(rows))
+    def draft(self, rows: Rows, own: Draft) -> list[IdArray]:
+        """A draft per row: copied bytes where there are any, else what `own` drafts."""
+        self._own = rows.draft_counts(self.length.choose(rows))
         copies = [NOTHING] * len(self._own)
         if self.copies is not None:
             limits = rows.draft_counts(LONGEST_COPY)

@@ -1,4 +1,4 @@
-"""BLT-H: block diffusion where the model is sure of a block, verification where it is not."""
+"""BLT-H: each pass takes a step of `ar`, verifies what the pass before guessed, and guesses what comes next."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bltcli.decoding.denoise import Unmask, probabilities
+from bltcli.decoding.denoise import Certainty, OfLogits, Unmask, surest
 from bltcli.decoding.drafting import Drafting
 from bltcli.decoding.rows import Rows
-from bltcli.sampling import FloatArray
 from bltcli.vocab import IdArray
 
 if TYPE_CHECKING:
@@ -17,43 +16,46 @@ if TYPE_CHECKING:
 
 
 class Hybrid:
-    """Not in the Fast BLT paper; what is done here, per round and text:
+    """Not in the Fast BLT paper; what is done here, per round and text, in one pass of each graph:
 
-    1. `absorb`: the bytes committed last, all but one, go through patcher, encoder and global model.
-    2. `denoise`: a block of B bytes is filled as in BLT-D; the first decoder pass also runs the bytes before it.
-    3. A block is sure when each of its bytes was chosen where the likeliest byte had more than probability `trust`.
-       A sure block is committed as it is, as in BLT-D.
-    4. Any other block is verified, as in BLT-DV: one full pass over the pending byte and the block; its bytes are kept
-       while they are the full model's own, and the full model's next byte follows.
+    1. `look_ahead` runs the pending bytes and the draft, and in the same decoder pass B MASK rows behind them.
+    2. The draft is verified as in BLT-DV: its bytes are kept while they are the full model's own, and the full model's
+       next byte follows.
+    3. Where the whole draft was kept, the MASK rows stand where the text goes on. That next byte is the first one's;
+       of those behind it, the bytes that the rule reveals at once are guesses, up to the first that it does not reveal.
+    4. Guesses, from the first on, whose likeliest byte has more than probability `trust` are committed as they are, as
+       in BLT-D; the rest are the next round's draft.
 
-    With trust 1 no block is sure and the text is that of `ar`, byte for byte; with trust 0 all are, as in BLT-D. A
-    verified stretch is what `ar` would have written after the same bytes, greedy and sampled. The next block's latents
-    lack one committed byte, which waits so that verification needs no second pass of the encoder.
+    With trust 1 nothing is committed unverified and the text is that of `ar`, byte for byte, greedy and sampled. A
+    refused draft costs no more than the bytes of the round after it: no graph has a pass that `ar` has not.
     """
 
     name = "blt-h"
 
-    def __init__(self, model: ByteModel, drafting: Drafting, unmask: Unmask, trust: float) -> None:
-        self.model, self.drafting, self.unmask, self.trust = model, drafting, unmask, trust
+    def __init__(self, model: ByteModel, drafting: Drafting, unmask: Unmask, trust: float, block: int) -> None:
+        self.model, self.drafting, self.unmask, self.trust, self.block = model, drafting, unmask, trust, block
 
     def round(self, rows: Rows) -> None:
-        sure = np.zeros_like(rows.active)
+        drafts = self.drafting.draft(
+            rows, lambda counts: [guess[:count] for guess, count in zip(rows.guesses, counts, strict=True)]
+        )
+        # one full pass over pending + draft, and a block of MASK rows behind
+        ids = rows.with_pending(drafts)
+        counts = np.where(rows.active, np.clip(self.model.room - [len(run) for run in ids], 0, self.block), 0)
+        logits, masked = self.model.look_ahead(ids, counts)
+        # verify: keep while equal, plus the full model's next byte
+        kept = rows.verify(logits, drafts)
+        self.drafting.observe(rows, kept)
+        # guess what follows it, where the MASK rows stand behind the text
+        whole = rows.active & (kept == [len(draft) for draft in drafts])
+        certainty = OfLogits(masked)
+        ends = surest(self.unmask, certainty, np.where(whole, counts, 0))
+        guesses, trusted = rows.guess(masked, ends, first=1), self._trusted(certainty).tolist()
+        rows.trust([guess[:count] for guess, count in zip(guesses, trusted, strict=True)])
+        rows.guesses = [guess[count:] for guess, count in zip(guesses, trusted, strict=True)]
 
-        def fill(counts: IdArray) -> list[IdArray]:
-            blocks, logits = self.model.denoise(rows.pending, counts, self.unmask, rows.choose)
-            sure[:] = [self._sure(of_block) for of_block in logits]
-            return blocks
-
-        # draft: fill a block of MASK rows on the last closed latent
-        rows.absorb(leave=1)
-        blocks = self.drafting.draft(rows, fill, unverified=True)
-        # commit what is sure
-        rows.keep(blocks, sure)
-        # verify the rest: keep while equal, plus the full model's next byte
-        if (rows.active & ~sure).any():
-            logits = self.model.extend(rows.with_pending(blocks, ~sure))
-            self.drafting.observe(rows, rows.verify(logits, blocks, ~sure))
-
-    def _sure(self, logits: FloatArray) -> bool:
-        """logits [B, 260] that the bytes of a block were chosen from; an empty block is never sure."""
-        return len(logits) > 0 and bool((probabilities(logits).max(axis=-1) > self.trust).all())
+    def _trusted(self, certainty: Certainty) -> IdArray:
+        """How many guesses, from the first on, are to be trusted, [b]."""
+        sure = certainty.confidence[:, 1:] > self.trust
+        found: IdArray = np.logical_and.accumulate(sure, axis=1).sum(axis=1)
+        return found

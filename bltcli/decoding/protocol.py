@@ -87,10 +87,9 @@ class ByteModel(Protocol):
         its bytes was chosen from."""
         ...
 
-    def look_ahead(self, counts: IdArray, unmask: Unmask, choose: Choose) -> list[IdArray]:
-        """After what `absorb` ran last, one decoder pass over it and counts[r] MASK rows: the next byte of each text,
-        chosen from the logits that `extend` would have given, and behind it those that `unmask`, sure of the first,
-        reveals at once, up to the first that it does not. Changes no text. counts[r] 0: no byte."""
+    def look_ahead(self, ids: Sequence[IdArray], counts: IdArray) -> tuple[FloatArray, FloatArray]:
+        """As `extend`, and in the same decoder pass counts[r] MASK rows behind each text, on its last closed latent:
+        next-byte logits, [b, q, 260], and those of the MASK rows, each of the byte in its own place, [b, B, 260]."""
         ...
 
     def rewind(self, lengths: IdArray) -> None:

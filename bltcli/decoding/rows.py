@@ -30,7 +30,8 @@ class Rows:
 
     Invariant: between rounds an active row has pending bytes, at least one: committed, but not run through the graphs
     yet. After a verified round there is just one, the full model's own byte; so each round commits at least one byte
-    and no "bonus token" case exists. After an unverified one the whole block is pending, or nothing (`keep_patches`).
+    and no "bonus token" case exists. After an unverified one the whole block is pending, or nothing (`keep_patches`);
+    after one of the hybrid that byte, and what was trusted behind it.
     """
 
     def __init__(self, model: ByteModel, sampler: Sampler, stats: DecodeStats, count: int) -> None:
@@ -41,6 +42,7 @@ class Rows:
         self.choose = Chooser(sampler, self.records)
         self.wanted = np.zeros(count, dtype=np.int64)  # bytes still wanted after the pending ones
         self.texts: list[list[int]] = [[] for _ in range(count)]  # ids, prompt included
+        self.guesses: list[IdArray] = [NOTHING] * count  # of bytes after the pending ones; forgotten when a text ends
         self._taken = [0] * count
         self._begun_bytes = np.zeros(count, dtype=np.int64)
         self._begun_patches = np.zeros(count, dtype=np.int64)
@@ -55,7 +57,7 @@ class Rows:
 
     def finish(self, row: int) -> None:
         """Deactivate `row`."""
-        self.active[row], self.pending[row] = False, NOTHING
+        self.active[row], self.pending[row], self.guesses[row] = False, NOTHING, NOTHING
         self.stats.patches += int(self.model.patches[row] - self._begun_patches[row])
         self.stats.patch_bytes += int(self.model.lengths[row] - self._begun_bytes[row])
 
@@ -75,8 +77,10 @@ class Rows:
         """How many bytes each row may draft, [b]: at most k, no further than its end, none after a pending EOS."""
         if isinstance(k, int) and k == 0:
             return np.zeros(len(self.active), dtype=np.int64)
-        counts = np.minimum(np.minimum(k, self.model.room - 1), self.wanted - 1)
-        return np.where(self.active & (self.last != EOS), np.maximum(counts, 0), 0)
+        pending = np.array([len(ids) for ids in self.pending], dtype=np.int64)
+        ended = np.array([EOS in ids for ids in self.pending], dtype=np.bool_)
+        counts = np.minimum(np.minimum(k, self.model.room - pending), self.wanted - 1)
+        return np.where(self.active & ~ended, np.maximum(counts, 0), 0)
 
     def block_counts(self, block: int | IdArray) -> IdArray:
         """Lengths of blocks that may be committed unverified, [b]: `block`, or what room there is after the pending
@@ -107,6 +111,21 @@ class Rows:
                 self._append(row, blocks[row].tolist())
                 self.stats.bytes_per_round_histogram[len(blocks[row])] += 1
 
+    def guess(self, logits: FloatArray, ends: IdArray, *, first: int = 0) -> list[IdArray]:
+        """Bytes chosen from logits [b, B, 260] of what follows each text, those from number `first` to before
+        ends[r]."""
+        columns = np.arange(logits.shape[1])
+        row, column = np.nonzero((first <= columns) & (columns < ends[:, None]))
+        chosen = self.choose(logits[row, column], row, self.model.lengths[row] + column) if len(row) else NOTHING
+        return np.split(chosen, np.cumsum(np.maximum(ends - first, 0))[:-1])
+
+    def trust(self, ids: Sequence[IdArray]) -> None:
+        """Commit bytes after the pending ones, unverified; the round in which they are run counts them."""
+        for row in where(self.active):
+            if len(ids[row]):
+                self.pending[row] = np.concatenate([self.pending[row], ids[row]])
+                self._append(row, ids[row].tolist())
+
     def keep_patches(self, blocks: Sequence[IdArray]) -> None:
         """Run blocks through patcher, encoder and global model. Of each, commit what ends with its last patch,
         unverified; all of it where no patch ends. Rewinds the model past the rest; nothing is pending."""
@@ -126,23 +145,23 @@ class Rows:
     def verify(self, logits: FloatArray, drafts: Sequence[IdArray], rows: Bools | None = None) -> IdArray:
         """Keep of each draft what the full model agrees with, plus its own next byte; rewind the model past the rest.
 
-        logits [b, q, 260] of `with_pending`, where one byte was pending. Returns how many drafted bytes were kept, [b].
+        logits [b, q, 260] of `with_pending`, run since. Returns how many drafted bytes were kept, [b].
         """
         chosen, lengths, kept = self._chosen(rows), self.model.lengths.copy(), np.zeros(len(drafts), dtype=np.int64)
         row, column, position = list[int](), list[int](), list[int]()  # of each byte of the full model
         for r in chosen:
-            count, end = len(drafts[r]) + 1, int(lengths[r]) + 1
+            count, end, trusted = len(drafts[r]) + 1, int(lengths[r]) + 1, len(self.pending[r]) - 1
             row += [r] * count
-            column += range(count)
+            column += range(trusted, trusted + count)
             position += range(end - count, end)
         line = self.choose(logits[row, column], np.array(row), np.array(position)).tolist()
         for r in chosen:
             own, line = line[: len(drafts[r]) + 1], line[len(drafts[r]) + 1 :]
             agreed = kept[r] = count_agreed(drafts[r].tolist(), own)
-            self._commit(r, own[: agreed + 1])
             self.stats.drafted += len(drafts[r])
             self.stats.accepted += agreed
-            self.stats.bytes_per_round_histogram[agreed + 1] += 1
+            self.stats.bytes_per_round_histogram[len(self.pending[r]) + agreed] += 1
+            self._commit(r, own[: agreed + 1])
             lengths[r] -= len(drafts[r]) - agreed
         self.model.rewind(lengths)
         return kept
