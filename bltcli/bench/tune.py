@@ -30,7 +30,7 @@ _VERIFIED_BLOCKS: Final = ("blt-dv unmask=one-step ngram=no,yes", "blt-dv unmask
                            "blt-dv unmask=entropy gamma=1.5,2.0")  # fmt: skip
 _UNVERIFIED_BLOCKS: Final = ("blt-d unmask=confidence alpha=0.5,0.7,0.9", "blt-d unmask=entropy gamma=0.5,1.0",
                              "blt-d unmask=prefix commit=block,patches", "blt-d commit=sure alpha=0.7,0.8,0.9",
-                              "blt-h trust=0.8,0.9,0.97")  # fmt: skip
+                             "blt-h trust=0.8,0.9,0.97")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ class Hybrid:
        in BLT-D; the rest are the next round's draft.
 
     With trust 1 nothing is committed unverified and the text is that of `ar`, byte for byte, greedy and sampled. A
-    refused draft costs no more than the bytes of the round after it: no graph has a pass that `ar` has not.
+    refused draft costs the guesses of the round after it, and a pass of encoder and global model where it closed a
+    patch.
     """
 
     name = "blt-h"
