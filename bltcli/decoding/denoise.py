@@ -41,11 +41,11 @@ class OfLogits:
     def _p(self) -> NDArray[np.float64]:
         return probabilities(self._logits)
 
-    @cached_property
+    @property
     def confidence(self) -> Any:
         return self._p.max(axis=-1)
 
-    @cached_property
+    @property
     def entropy(self) -> Any:
         return -(self._p * np.log(np.where(self._p > 0, self._p, 1))).sum(axis=-1)
 
