@@ -65,9 +65,11 @@ class BlockDiffusion:
             rows.keep_patches(blocks)
 
     def _keep_sure(self, rows: Rows) -> None:
-        ids, counts = rows.with_pending([NOTHING] * len(rows.pending)), rows.block_counts(self.block)
-        logits, masked = self.model.look_ahead(ids, counts)
-        masked[:, 0] = [of_row[max(0, len(run) - 1)] for of_row, run in zip(logits, ids, strict=True)]
+        counts, ids = rows.block_counts(self.block), rows.pending
         rows.pending = [NOTHING] * len(ids)
+        # one full pass over what was committed last, and a block of MASK rows behind
+        logits, masked = self.model.look_ahead(ids, counts)
+        # the next byte is the full model's, and of the others what is sure is kept
+        masked[:, 0] = [of_row[max(0, len(run) - 1)] for of_row, run in zip(logits, ids, strict=True)]
         ends = surest(self.unmask, OfLogits(masked), counts)
         rows.keep(rows.guess(masked, np.where(rows.active, np.maximum(ends, 1), 0)))

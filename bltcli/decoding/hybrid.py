@@ -42,7 +42,7 @@ class Hybrid:
         )
         # one full pass over pending + draft, and a block of MASK rows behind
         ids = rows.with_pending(drafts)
-        counts = np.where(rows.active, np.clip(self.model.room - [len(run) for run in ids], 0, self.block), 0)
+        counts = rows.block_counts(self.block, ids)
         logits, masked = self.model.look_ahead(ids, counts)
         # verify: keep while equal, plus the full model's next byte
         kept = rows.verify(logits, drafts)

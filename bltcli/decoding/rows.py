@@ -77,17 +77,19 @@ class Rows:
         """How many bytes each row may draft, [b]: at most k, no further than its end, none after a pending EOS."""
         if isinstance(k, int) and k == 0:
             return np.zeros(len(self.active), dtype=np.int64)
-        pending = np.array([len(ids) for ids in self.pending], dtype=np.int64)
         ended = np.array([EOS in ids for ids in self.pending], dtype=np.bool_)
-        counts = np.minimum(np.minimum(k, self.model.room - pending), self.wanted - 1)
+        counts = np.minimum(np.minimum(k, self._room_after(self.pending)), self.wanted - 1)
         return np.where(self.active & ~ended, np.maximum(counts, 0), 0)
 
-    def block_counts(self, block: int | IdArray) -> IdArray:
-        """Lengths of blocks that may be committed unverified, [b]: `block`, or what room there is after the pending
-        bytes. Such a block may run over the end of what is wanted: shorter there, its bytes would depend on how many
-        are wanted."""
-        pending = np.array([len(ids) for ids in self.pending], dtype=np.int64)
-        return np.where(self.active, np.clip(self.model.room - pending, 0, block), 0)
+    def block_counts(self, block: int, runs: Sequence[IdArray] | None = None) -> IdArray:
+        """Lengths of blocks that may be committed unverified, [b]: `block`, or what room there is after `runs`, the
+        pending bytes if not said. Such a block may run over the end of what is wanted: shorter there, its bytes would
+        depend on how many are wanted."""
+        room = self._room_after(self.pending if runs is None else runs)
+        return np.where(self.active, np.clip(room, 0, block), 0)
+
+    def _room_after(self, runs: Sequence[IdArray]) -> IdArray:
+        return self.model.room - np.array([len(ids) for ids in runs], dtype=np.int64)
 
     def absorb(self, *, leave: int = 0, peek: bool = False) -> None:
         """Run pending bytes, all but the last `leave` of each row, through patcher, encoder and global model."""
@@ -103,12 +105,11 @@ class Rows:
             runs[row] = np.concatenate([self.pending[row], drafts[row]]) if len(drafts[row]) else self.pending[row]
         return runs
 
-    def keep(self, blocks: Sequence[IdArray], rows: Bools | None = None) -> None:
-        """Commit blocks as they are, unverified."""
-        for row in self._chosen(rows):
+    def keep(self, blocks: Sequence[IdArray]) -> None:
+        """Commit blocks as they are, unverified: what this round gave."""
+        self.trust(blocks)
+        for row in where(self.active):
             if len(blocks[row]):
-                self.pending[row] = np.concatenate([self.pending[row], blocks[row]])
-                self._append(row, blocks[row].tolist())
                 self.stats.bytes_per_round_histogram[len(blocks[row])] += 1
 
     def guess(self, logits: FloatArray, ends: IdArray, *, first: int = 0) -> list[IdArray]:
