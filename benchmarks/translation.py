@@ -4,12 +4,11 @@
         [--rows N] [--threads N] [--baseline BUNDLE]
 
 NAME.FROM and NAME.TO in DIR are line-aligned (`scripts/held_out.py` writes some); the first LINES are translated, 300
-if not said. One text at a time, so that passes are those of a text, or --rows of them per call. What was generated is
-kept in --records: a run that was interrupted goes on there, and several sets that were translated side by side, each
-by a call of its own, become one table by a last one that names them all. --baseline: a model trained as long on next
-bytes alone, decoded with ar. Writes benchmarks/results/translation.jsonl and, with --document, a section of
-docs/results.md with a plot beside it (needs matplotlib); with --about NAME, translation-NAME.jsonl and a section of
-its own.
+if not said, --rows of them per call. What was generated is kept in --records: a run that was interrupted goes on there,
+and several sets that were translated side by side, each by a call of its own, become one table by a last one that names
+them all. --baseline: a model trained as long on next bytes alone, decoded with ar. Writes
+benchmarks/results/translation.jsonl and, with --document, a section of docs/results.md with a plot beside it (needs
+matplotlib); with --about NAME, translation-NAME.jsonl and a section of its own.
 """
 
 from __future__ import annotations
@@ -85,12 +84,11 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.0f} %"
 
 
-def section(reports: Sequence[Report], about: str | None, plot: str, rows: int) -> str:
+def section(reports: Sequence[Report], about: str | None, plot: str) -> str:
     """All sets as Markdown."""
     signatures = "; ".join(f"{name} `{text}`" for name, text in reports[0]["signatures"].items())
     broken = [report["set"] for report in reports if report["differ"]]
     verified = "differ from `ar` in " + ", ".join(broken) if broken else "wrote the bytes of `ar` in every line"
-    unit = "text" if rows == 1 else f"call of up to {rows} texts"
     title = "Quality against cost" + (f": {about}" if about else "")
     head = f"""## {title}
 
@@ -98,7 +96,7 @@ def section(reports: Sequence[Report], about: str | None, plot: str, rows: int) 
 {command()}
 ```
 
-Passes, and GB by the paper's formula, are per {unit}; scores have the 95 % interval of a paired bootstrap. `blt-s`,
+Passes, and GB by the paper's formula, are per text; scores have the 95 % interval of a paired bootstrap. `blt-s`,
 `blt-dv` and n-gram drafts {verified}. {signatures}.
 
 ![chrF++ against bytes per second, one panel per test set]({plot})
@@ -156,7 +154,7 @@ def main() -> None:
     write_rows(RESULTS / f"{name}.jsonl", reports)
     if o.document:
         draw(reports, DOCUMENT.with_name(f"{name}.svg"))
-        write_section(DOCUMENT, name, section(reports, o.about, f"{name}.svg", o.rows))
+        write_section(DOCUMENT, name, section(reports, o.about, f"{name}.svg"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 BYTES_PER_PARAMETER = 2
 
 
-def paper_gb(nfe: Mapping[str, int], parameters: Mapping[str, int]) -> float:
+def paper_gb(nfe: Mapping[str, float], parameters: Mapping[str, int]) -> float:
     """GB = 2 * (N_dec * P_dec + N_enc * (P_enc + P_glob)) / 1e9 (Fast BLT, cost of generation).
 
     N are passes after the prompt, P parameters per graph. As in the paper it leaves out the entropy model, hash tables,

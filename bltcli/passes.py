@@ -76,7 +76,8 @@ class Passes(Texts):
             self._encode(self.lengths)  # the bytes of an open patch and these are more than a call takes
         self.store(self.lengths, ids)
         span = self.span(self.lengths, self._pad(most), self.config.patcher.window)
-        entropy = self.engines["patcher"].run({"ids": span.own_ids, **span.place})["entropy"]
+        feeds = {"ids": span.own_ids, **span.place}
+        entropy = self.engines["patcher"].run(feeds, counts)["entropy"]
         patches = self.close_patches(counts, entropy, peek=peek)
         if any(patches) or not self._encodes_late:
             self._encode(self.lengths + counts, span)
@@ -94,7 +95,7 @@ class Passes(Texts):
         config = self.config.encoder
         span = self.span(starts, self._pad(longest), config.window, last)
         embeds = self.tables.gather(span.own_ids, hash_rows(span.ids, None, config))
-        self.engines["encoder"].run({"embeds": embeds, **span.place})
+        self.engines["encoder"].run({"embeds": embeds, **span.place}, ends - starts)
         self.encoded[:] = ends
 
     def _run_global(self, patches: Patches) -> None:
@@ -123,6 +124,7 @@ class Passes(Texts):
                 "write_indices": positions[:, 0],
                 "attn_bias": cache.bias(positions, stack.window),
             },
+            counts,
             few,
         )
         cache.append(counts - self.peeked)
@@ -139,7 +141,8 @@ class Passes(Texts):
         """Run the decoder up to the texts' ends: logits of the last counts[r] bytes, [b, q, 260]."""
         present = self.lengths - self.decoded
         span = self.span(self.decoded, self._pad(max(present.tolist())), self.config.decoder.window, last)
-        run = self._run_decoder(span.own_ids, span.positions, self.latents(span.positions), span.place)
+        latents = self.latents(span.positions)
+        run = self._run_decoder(span.own_ids, span.positions, latents, span.place, present)
         logits: FloatArray = run["logits"]
         self.decoded[:] = self.lengths
         if span is last:
@@ -155,13 +158,15 @@ class Passes(Texts):
         starts: IdArray,
         pending: Sequence[IdArray] | None,
         addends: FloatArray | None = None,
+        *,
+        all_behind: bool = False,
     ) -> tuple[Arrays, IdArray]:
         """One decoder pass over blocks of counts[r] bytes at starts[r]: what it finds, with `addends` of the block's
         bytes where the graph chooses, and how many clean rows come before each block's, [b]: none, but in the first
         pass over it. That one has `pending`, and runs what the decoder is behind with, and what is not in the text yet;
-        of every text whose block has room, or of all where nothing is pending."""
+        of every text whose block has room, and with `all_behind` of those without."""
         runs = counts > 0
-        if pending is not None and not any(map(len, pending)):
+        if all_behind:
             runs |= self.decoded < starts
         first = starts if pending is None else np.where(runs, self.decoded, starts)
         clean = starts - first
@@ -182,7 +187,8 @@ class Passes(Texts):
         if addends is not None:
             addend = np.zeros((*ids.shape, OUTPUT_IDS), dtype=np.float32)
             addend[self._row, np.minimum(clean[:, None] + np.arange(block.shape[1]), rows - 1)] = addends
-        found = self._run_decoder(ids, ids, latents, {**span.place, "attn_bias": bias}, addend)
+        place = {**span.place, "attn_bias": bias}
+        found = self._run_decoder(ids, ids, latents, place, present, addend)
         if pending is not None:
             self.decoded[runs] = self.lengths[runs]
         return found, clean
@@ -193,6 +199,7 @@ class Passes(Texts):
         positions: IdArray,
         latents: IdArray,
         place: dict[str, Any],
+        counts: IdArray,
         addend: FloatArray | None = None,
     ) -> Arrays:
         feeds = {"latent_index": latents, **place}
@@ -202,4 +209,4 @@ class Passes(Texts):
             feeds["state_index"] = positions - self.byte_cache.bases[:, None]
         if self._chooses:
             feeds["addend"] = np.zeros((*ids.shape, OUTPUT_IDS), dtype=np.float32) if addend is None else addend
-        return self.engines["decoder"].run(feeds)
+        return self.engines["decoder"].run(feeds, counts)

@@ -72,7 +72,7 @@ class Pipeline(Passes):
         place = self.place(positions, self.config.decoder.window)
         if self._chooses and isinstance(choose, TellsGraphs):
             feeds = {"ids": pending[:, None], "latent_index": self.latest[:, None], **place}
-            drafts = self.engines["decoder"].draft({**feeds, "addend": choose.addends(positions + 1)}, longest)
+            drafts = self.engines["decoder"].draft({**feeds, "addend": choose.addends(positions + 1)}, counts)
         else:
             drafts = self._draft_by_byte(pending, counts, choose, place)
         return [drafts[row, : counts[row]] for row in range(self.rows)]
@@ -98,7 +98,8 @@ class Pipeline(Passes):
                 "write_indices": place["write_indices"] + step,
                 "attn_bias": place["attn_bias"][:, :, step : step + 1],
             }
-            logits = self._run_decoder(current[:, None], (self.lengths + step)[:, None], latent, here)["logits"]
+            at, left = (self.lengths + step)[:, None], np.maximum(counts - step, 0)
+            logits = self._run_decoder(current[:, None], at, latent, here, left)["logits"]
             chosen = choose(logits[live, 0], live, self.lengths[live] + step + 1)
             drafts[live, step] = current[live] = chosen
         return drafts
@@ -119,7 +120,8 @@ class Pipeline(Passes):
         first_pass = True
         while masked.any():
             # the first pass also runs what the decoder has not seen yet, whose keys the later ones find cached
-            run, clean = self._block_pass(block, counts, starts, pending if first_pass else None, addends)
+            unfinished = np.where(masked.any(axis=1), counts, 0)
+            run, clean = self._block_pass(block, unfinished, starts, pending if first_pass else None, addends)
             first_pass = False
             columns = np.minimum(clean[:, None] + np.arange(longest), run["logits"].shape[1] - 1)
             found = {name: values[self._row, columns] for name, values in run.items()}
@@ -145,7 +147,7 @@ class Pipeline(Passes):
         longest = max(1, int(counts.max()))
         self.make_room(self._pad(int((self.lengths - self.decoded).max()) + longest))
         block = np.full((self.rows, longest), MASK, dtype=np.int64)
-        run, clean = self._block_pass(block, counts, self.lengths, [NOTHING] * self.rows)
+        run, clean = self._block_pass(block, counts, self.lengths, [NOTHING] * self.rows, all_behind=True)
         logits: FloatArray = run["logits"]
         own = np.minimum((clean - added)[:, None] + np.arange(int(added.max())), logits.shape[1] - 1)
         masked = np.minimum(clean[:, None] + np.arange(longest), logits.shape[1] - 1)

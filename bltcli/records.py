@@ -21,7 +21,7 @@ Record = dict[str, Any]
 T = TypeVar("T")
 
 FORMAT: Final = "bltcli-records"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 SYNC_S: Final = 1.0  # lines written within so many seconds share one fsync
 TAIL_BYTES: Final = 1 << 16  # read at a time in search of the last line
 

@@ -14,28 +14,35 @@ class Work:
     """Passes per graph, the bytes they read and the time they took; charged by the counting engine alone."""
 
     nfe: Counter[str] = field(default_factory=Counter)
+    text_nfe: Counter[str] = field(default_factory=Counter)  # each once for every text that had rows of its own in it
     weight_bytes: int = 0
     kv_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)  # by graph
 
-    def charge(self, graph: str, weight_bytes: int, kv_bytes: int, seconds: float = 0.0) -> None:
+    def charge(self, graph: str, weight_bytes: int, kv_bytes: int, seconds: float = 0.0, texts: int = 1) -> None:
         self.nfe[graph] += 1
+        self.text_nfe[graph] += texts
         self.weight_bytes += weight_bytes
         self.kv_bytes += kv_bytes
         self.seconds[graph] = self.seconds.get(graph, 0.0) + seconds
 
     def __add__(self, other: Work) -> Work:
-        total = Work(self.nfe + other.nfe, self.weight_bytes + other.weight_bytes, self.kv_bytes + other.kv_bytes)
+        total = Work(self.nfe + other.nfe, self.text_nfe + other.text_nfe)
+        total.weight_bytes, total.kv_bytes = self.weight_bytes + other.weight_bytes, self.kv_bytes + other.kv_bytes
         total.seconds = {graph: self.seconds.get(graph, 0.0) + other.seconds.get(graph, 0.0) for graph in total.nfe}
         return total
 
     def passes(self) -> dict[str, int]:
         return {graph: self.nfe[graph] for graph in GRAPHS}
 
+    def text_passes(self) -> dict[str, int]:
+        return {graph: self.text_nfe[graph] for graph in GRAPHS}
+
 
 @dataclass
 class DecodeStats:
-    """What a generation did. A pass is one run of one graph, whatever the number of rows; the prompt's are apart."""
+    """What a generation did. A pass is one run of one graph, whatever the number of rows; the prompt's are apart.
+    `text_nfe` counts a pass once for each text that took part: over the number of texts, what a text alone takes."""
 
     prompt_bytes: int = 0
     new_bytes: int = 0
@@ -102,6 +109,7 @@ class DecodeStats:
             "patches": self.patches,
             "bytes_per_patch": self.bytes_per_patch,
             "nfe": self.decode.passes(),
+            "text_nfe": self.decode.text_passes(),
             "prefill_nfe": self.prefill.passes(),
             "weight_bytes_read": self.decode.weight_bytes,
             "kv_bytes_read": self.decode.kv_bytes,

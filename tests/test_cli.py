@@ -10,9 +10,9 @@ from tests.cli_support import CONTEXT, generate, home, one_line
 
 STATISTICS = {
     "prompt_bytes", "new_bytes", "wall_s", "prefill_s", "ttfb_s", "bytes_per_s", "rounds", "drafted", "accepted",
-    "acceptance_rate", "bytes_per_round", "patches", "bytes_per_patch", "nfe", "prefill_nfe", "weight_bytes_read",
-    "kv_bytes_read", "paper_gb", "peak_rss_bytes", "engine", "precision", "method", "k", "seed", "bundle_sha256",
-    "finish_reason",
+    "acceptance_rate", "bytes_per_round", "patches", "bytes_per_patch", "nfe", "text_nfe", "prefill_nfe",
+    "weight_bytes_read", "kv_bytes_read", "paper_gb", "peak_rss_bytes", "engine", "precision", "method", "k",
+    "seed", "bundle_sha256", "finish_reason",
 }  # fmt: skip
 
 

@@ -32,9 +32,10 @@ PARAMETERS = {"patcher": 7, "encoder": 10_000_000, "global": 80_000_000, "decode
 
 
 def record(number: int, text: str = "abcd", *, call: int | None = None, scale: int = 1, **more: Any) -> Record:
+    passes = {"patcher": 3, "encoder": 3 * scale, "global": 2 * scale, "decoder": 20 * scale}
     work = {"texts": 1, "prompt_bytes": 9, "new_bytes": 10 * scale, "rounds": 3, "drafted": 8 * scale, "accepted": 6,
             "patches": 4, "patch_bytes": 12, "prefill_nfe": {}, "weight_bytes_read": 5,
-            "nfe": {"patcher": 3, "encoder": 3 * scale, "global": 2 * scale, "decoder": 20 * scale}}  # fmt: skip
+            "nfe": dict.fromkeys(passes, 1), "text_nfe": passes}  # fmt: skip
     timing = {"wall_s": 0.5, "prefill_s": 0.1, "ttfb_s": 0.1, "bytes_per_s": 20.0}
     made = {"id": number, "output": text, "finish_reason": "eos", "new_bytes": 10 * scale, **more}
     return {**made, "call": number if call is None else call, "work": work, "timing": timing}
@@ -53,21 +54,21 @@ def example(paper: bool = True) -> Report:
     return Report(title="A | B", rows=with_decreases(rows), notes=["One.", "Two."], details={"task": "mt"})
 
 
-def test_passes_are_averaged_over_calls_each_counted_once() -> None:
+def test_passes_are_averaged_over_texts_and_shared_calls_counted_once() -> None:
     alone = summarise([record(0), record(1, scale=3)], PARAMETERS)
     assert alone.nfe == {"patcher": 3, "encoder": 6, "global": 4, "decoder": 40}
     assert alone.gigabytes == pytest.approx(2 * (40 * 10e6 + 4 * 90e6) / 1e9)
     assert alone.acceptance == pytest.approx(100 * 12 / 32)
     assert (alone.new_bytes, alone.bytes_per_s, alone.bytes_per_patch) == (40, 40.0, 3.0)
     shared = summarise([record(0), record(1, call=0), record(2, call=0), record(3)], PARAMETERS)
-    assert shared.nfe == record(0)["work"]["nfe"]
-    assert (shared.new_bytes, shared.texts_per_call, shared.texts) == (20, 2.0, 4)
+    assert shared.nfe == {graph: passes / 2 for graph, passes in record(0)["work"]["text_nfe"].items()}
+    assert (shared.new_bytes, shared.texts) == (20, 4)
 
 
 def test_failed_records_count_as_texts_and_nothing_else() -> None:
     failed: Record = {"id": 1, "error": "too long"}
     some = summarise([record(0), failed], PARAMETERS)
-    assert (some.texts, some.failed, some.nfe) == (2, 1, record(0)["work"]["nfe"])
+    assert (some.texts, some.failed, some.nfe) == (2, 1, record(0)["work"]["text_nfe"])
     none = summarise([failed], PARAMETERS)
     assert (none.failed, none.new_bytes, none.acceptance, none.bytes_per_s) == (1, 0, None, None)
 
@@ -139,12 +140,11 @@ def test_texts_are_compared_with_plain_decoding_wherever_it_stands() -> None:
         "blt-d": [record(0, "a"), record(1, "c", finish_reason="length")],
         "blt-dv": [record(0, "a"), record(1, "b", finish_reason="stop")],
     }
-    notes = "\n".join(notes_on(settings, records, 1))
+    notes = "\n".join(notes_on(settings, records))
     assert "blt-s: the same bytes as ar in all 2 texts." in notes
     assert "blt-d: the same bytes as ar in 1 of 2 texts." in notes
     assert "blt-d: 1 of 2 texts were cut off at 10 bytes" in notes
     assert unequal_settings(settings, records) == ["blt-dv"]  # blt-d promises nothing
-    assert "per call of up to 3 texts" in notes_on(settings, records, 3)[-1]
 
 
 def test_bytes_are_compared_also_where_they_are_no_text() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,19 @@ from bltcli.stats import DecodeStats
 from bltcli_export.exporter import export_checkpoint
 from tests.trained import sentences
 
-EXACT = ["blt-s k=4", "blt-s k=auto", "blt-dv block=8", "blt-dv block=16 unmask=confidence", "blt-dv block=4 ngram=yes",
-         "blt-dv block=8 unmask=entropy", "blt-h trust=1.0", "ar ngram=yes", "auto"]  # fmt: skip
+ALONE = ["blt-s k=4", "blt-dv block=8", "blt-dv block=16 unmask=confidence", "blt-dv block=4 ngram=yes",
+         "blt-dv block=8 unmask=entropy", "blt-h trust=1.0", "ar ngram=yes"]  # fmt: skip
+EXACT = [*ALONE, "blt-s k=auto", "auto"]  # these learn from the texts beside each
 OTHERS = ["blt-d block=4", "blt-d block=8 unmask=one-step", "blt-d block=16 unmask=entropy", "blt-h block=8 trust=0.8"]
 PROMPTS = [bytes((sentences(seed)[1:60] - 4).tolist()) for seed in range(900, 904)]
 
 
 def written(
-    bundle: Bundle, setting: str, temperature: float = 0.0, engine: str = "auto"
+    bundle: Bundle, setting: str, temperature: float = 0.0, engine: str = "auto", prompts: Sequence[bytes] = PROMPTS
 ) -> tuple[list[bytes], DecodeStats]:
-    model = open_model(bundle, rows=len(PROMPTS), engine=engine)
+    model = open_model(bundle, rows=len(prompts), engine=engine)
     return generate_texts(
-        model, parse_setting(setting)[0].make(model), PROMPTS, sampler=Sampler(temperature=temperature, seed=3),
+        model, parse_setting(setting)[0].make(model), prompts, sampler=Sampler(temperature=temperature, seed=3),
         stop=Stop(max_bytes=100),
     )  # fmt: skip
 
@@ -70,6 +72,19 @@ def test_blocks_cost_less_and_verification_restores_the_text(trained_bundle: Bun
         cost[setting] = paper_gb(stats.decode.passes(), trained_bundle.parameters)
         assert (found == expected) == setting.startswith("blt-dv")
     assert cost["ar"] > cost["blt-dv block=8"] > cost["blt-d block=4"] > cost["blt-d block=8"] > cost["blt-d block=16"]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["ar", *ALONE, *OTHERS, "blt-d block=8 commit=sure", "blt-d block=8 commit=patches"],
+)
+def test_passes_per_text_do_not_depend_on_how_many_share_them(trained_bundle: Bundle, setting: str) -> None:
+    _, together = written(trained_bundle, setting)
+    alone = [written(trained_bundle, setting, prompts=[prompt])[1] for prompt in PROMPTS]
+    for graph in ("patcher", "global", "decoder"):  # the encoder waits for the end of a patch where a text is alone
+        found = together.to_dict()["text_nfe"][graph]
+        assert found == sum(stats.decode.nfe[graph] for stats in alone), graph
+        assert max(stats.decode.nfe[graph] for stats in alone) <= together.decode.nfe[graph] < found, graph
 
 
 def recut(folder: Path, out: Path, change: dict[str, Any], patcher: str | None = None) -> Path:

@@ -10,7 +10,7 @@ from typing import Final
 from bltcli.decoding import MethodOptions
 from bltcli.decoding.stop import Stop
 from bltcli.evaluate.generating import Generator, Setting, Task, output_of, settings_of, summarise
-from bltcli.evaluate.report import Report, Row, passes_note, with_decreases
+from bltcli.evaluate.report import PASSES_NOTE, Report, Row, with_decreases
 from bltcli.records import Record
 from bltcli.sampling import Sampler
 
@@ -65,7 +65,7 @@ def make_report(
     count, stop = len(records[rows[0].setting]), settings[0][0].stop
     title = f"Diversity, {count} samples of {stop.max_bytes} bytes, {generator.bundle.path.name}"
     details = {"task": "diversity", "bundle_sha256": generator.bundle.sha256}
-    return Report(title=title, rows=rows, notes=[DEFINITION, passes_note(generator.rows)], details=details)
+    return Report(title=title, rows=rows, notes=[DEFINITION, PASSES_NOTE], details=details)
 
 
 def _scores(ratios: Sequence[float]) -> dict[str, float]:

@@ -28,8 +28,8 @@ WINDOW_CALLS: Final = 4
 CLOCKS: Final = ("wall_s", "prefill_s", "ttfb_s", "bytes_per_s")
 #: What a call's statistics keep: counts that add up. Not the bytes of caches: those are as large as earlier calls made
 #: them, and records must depend on their own call alone.
-COUNTS: Final = ("prompt_bytes", "new_bytes", "rounds", "drafted", "accepted", "patches", "nfe", "prefill_nfe",
-                 "weight_bytes_read")  # fmt: skip
+COUNTS: Final = ("prompt_bytes", "new_bytes", "rounds", "drafted", "accepted", "patches", "nfe", "text_nfe",
+                 "prefill_nfe", "weight_bytes_read")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,14 +220,13 @@ def equal_texts(records: Sequence[Record], others: Sequence[Record]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a run took. Passes and gigabytes are per call, which is per text with one text a call."""
+    """What a run took. Passes and gigabytes are per text, however many shared a call."""
 
     texts: int
     failed: int
-    texts_per_call: float
     new_bytes: int
     acceptance: float | None  # percent of drafted bytes that were kept
-    nfe: dict[str, float]  # passes per graph, prompt excluded
+    nfe: dict[str, float]  # passes per graph in which a text took part, prompt excluded
     gigabytes: float  # the paper's formula
     bytes_per_s: float | None
     bytes_per_patch: float | None
@@ -237,21 +236,20 @@ def summarise(records: Sequence[Record], parameters: dict[str, int]) -> Summary:
     """Averages over `records` of one setting; `parameters` are the bundle's."""
     good = [record for record in records if "error" not in record]
     calls = list({record["call"]: record for record in good}.values())
-    count = max(1, len(calls))
+    count = max(1, len(good))
 
     def total(name: str) -> int:
         return sum(call["work"][name] for call in calls)
 
-    nfe: dict[str, float] = {name: sum(call["work"]["nfe"][name] for call in calls) / count for name in GRAPHS}
+    nfe: dict[str, float] = {name: sum(call["work"]["text_nfe"][name] for call in calls) / count for name in GRAPHS}
     wall_s = sum(call["timing"]["wall_s"] for call in calls)
     return Summary(
         texts=len(records),
         failed=len(records) - len(good),
-        texts_per_call=len(good) / count,
         new_bytes=total("new_bytes"),
         acceptance=100 * total("accepted") / total("drafted") if total("drafted") else None,
         nfe=nfe,
-        gigabytes=sum(paper_gb(call["work"]["nfe"], parameters) for call in calls) / count,
+        gigabytes=paper_gb(nfe, parameters),
         bytes_per_s=total("new_bytes") / wall_s if wall_s else None,
         bytes_per_patch=total("patch_bytes") / total("patches") if total("patches") else None,
     )

@@ -82,7 +82,6 @@ def make_report(
     task: str,
     samples: int,
     ks: Sequence[int],
-    rows_per_call: int,
     paper: str | None = None,
 ) -> Report:
     """Scores (where programs were run) and costs of each setting. `paper` "1B" or "3B" adds the rows of Fast BLT's
@@ -98,7 +97,7 @@ def make_report(
         for s in settings
     ]
     counts = {s.name: Counter(r["reason"] for r in outcomes[s.name]) for s in settings} if outcomes else {}
-    notes = notes_on(settings, records, rows_per_call)
+    notes = notes_on(settings, records)
     notes += [f"{n}: {', '.join(f'{c} {reason}' for reason, c in found.most_common())}." for n, found in counts.items()]
     if outcomes is None:
         notes.append("No program was run: add --execute for scores.")

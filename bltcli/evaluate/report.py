@@ -16,6 +16,7 @@ from bltcli.paper import PaperRow, paper_rows
 from bltcli.records import Record
 
 FORMATS: Final = ("table", "md", "csv", "json")
+PASSES_NOTE: Final = "Passes and GB (the paper's formula) are averages per text, without the prompt."
 _NFE: Final = {"decoder NFE": "decoder", "encoder NFE": "encoder", "global NFE": "global"}
 _DIGITS: Final = {"BLEU": 2, "GB": 2, "TTR": 3, "± TTR": 3, "bytes/patch": 2}  # others: 1
 _PAPER_NAMES: Final = {"ar": "BLT", "blt-s": "BLT-S", "blt-d": "BLT-D", "blt-dv": "BLT-DV"}
@@ -78,7 +79,7 @@ def unequal_settings(settings: Sequence[Setting], records: Mapping[str, Sequence
     return [name for name in exact if equal_texts(records[name], expected) < len(expected)]
 
 
-def notes_on(settings: Sequence[Setting], records: Mapping[str, Sequence[Record]], rows: int) -> list[str]:
+def notes_on(settings: Sequence[Setting], records: Mapping[str, Sequence[Record]]) -> list[str]:
     """What a reader must know of the figures: whose texts are equal, which failed or were cut off, what a pass is."""
     base, notes = baseline_of(settings), []
     for setting in settings:
@@ -94,16 +95,7 @@ def notes_on(settings: Sequence[Setting], records: Mapping[str, Sequence[Record]
         if cut:
             notes.append(f"{setting.name}: {cut} of {len(found)} texts were cut off at {setting.stop.max_bytes} bytes "
                          "or the context's end.")  # fmt: skip
-    return [*notes, passes_note(rows)]
-
-
-def passes_note(rows: int) -> str:
-    if rows == 1:
-        return "Passes and GB (the paper's formula) are averages per text, without the prompt."
-    return (
-        f"Passes and GB are averages per call of up to {rows} texts, without the prompt; the paper's are per text: "
-        "use --rows 1 to compare."
-    )
+    return [*notes, PASSES_NOTE]
 
 
 def rendered(report: Report, format_: str) -> bytes:

@@ -71,7 +71,7 @@ def make_report(
         )
         for s in settings
     ]
-    notes = notes_on(settings, records, generator.rows) + _score_notes(scores, settings, base.name)
+    notes = notes_on(settings, records) + _score_notes(scores, settings, base.name)
     if paper and direction not in PAPER_TASKS:
         notes.append(f"The paper has no {direction}; it has {', '.join(PAPER_TASKS)}.")
     elif paper:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bltcli.graphs import GraphSpec
 from bltcli.stats import Work
@@ -38,11 +42,13 @@ class CountingEngine:
     def fork(self) -> CountingEngine:
         return CountingEngine(self.engine.fork(), self._ledger)
 
-    def run(self, feeds: Arrays, few: Runs | None = None) -> Arrays:
-        """One pass; by `few`, if given: the same graph for some rows."""
+    def run(self, feeds: Arrays, counts: NDArray[Any], few: Runs | None = None) -> Arrays:
+        """One pass; by `few`, if given: the same graph for some rows. Texts take part whose number in `counts` is not
+        zero."""
         engine, began = few or self.engine, perf_counter()
         self.outputs = engine.run(feeds)
-        self._ledger().charge(self._name, engine.weight_bytes, engine.kv_bytes, perf_counter() - began)
+        seconds = perf_counter() - began
+        self._ledger().charge(self._name, engine.weight_bytes, engine.kv_bytes, seconds, int(np.count_nonzero(counts)))
         return self.outputs
 
     @property
@@ -50,12 +56,15 @@ class CountingEngine:
         """Whether this is a decoder that chooses bytes itself."""
         return any(s.name == "addend" for s in self.spec.inputs)
 
-    def draft(self, feeds: Arrays, steps: int) -> IdArray:
-        """`steps` passes in one submission; for an engine that `chooses`."""
+    def draft(self, feeds: Arrays, counts: IdArray) -> IdArray:
+        """As many passes in one submission as the longest of `counts`, the bytes that each text drafts; for an engine
+        that `chooses`."""
         engine, began = self.engine, perf_counter()
         assert isinstance(engine, DraftsBytes)
+        steps = int(counts.max())
         drafts = engine.draft(feeds, steps)
         seconds = perf_counter() - began
-        for _ in range(steps):
-            self._ledger().charge(self._name, engine.weight_bytes, engine.kv_bytes, seconds / steps)
+        for step in range(steps):
+            texts = int(np.count_nonzero(counts > step))
+            self._ledger().charge(self._name, engine.weight_bytes, engine.kv_bytes, seconds / steps, texts)
         return drafts

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from bltcli.graphs import GraphName, GraphSpec
-from bltcli_engines.protocol import Buffer, Engine, Runtime
+from bltcli_engines.protocol import Buffer, Runtime
 
 
-def bind_state(engines: Mapping[GraphName, Engine], runtime: Runtime, rows: int) -> tuple[list[Buffer], list[Buffer]]:
+class HasState(Protocol):
+    """An engine, or what stands for one."""
+
+    @property
+    def spec(self) -> GraphSpec: ...
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> None: ...
+
+
+def bind_state(engines: Mapping[GraphName, HasState], runtime: Runtime, rows: int) -> tuple[list[Buffer], list[Buffer]]:
     """Bind every state input of `engines` to a new buffer for `rows` texts, with no slots yet where they grow.
 
     `present_X` of one graph and the input `X` of another are one buffer. Returns the buffers along the byte axis and

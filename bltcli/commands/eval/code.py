@@ -133,9 +133,8 @@ def run(o: Options) -> int:
 
     # report
     report = pass_at_k.make_report(
-        generator.bundle, chosen, records, outcomes,
-        task=o.tasks, samples=o.samples, ks=ks, rows_per_call=generator.rows, paper=o.paper,
-    )  # fmt: skip
+        generator.bundle, chosen, records, outcomes, task=o.tasks, samples=o.samples, ks=ks, paper=o.paper
+    )
     unequal = unequal_settings(chosen, records) if generator.promises_equality else []
     return finish(report, o.format, records, unequal)
 

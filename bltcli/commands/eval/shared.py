@@ -52,7 +52,7 @@ def run_option(*default: str) -> Callable[[F], F]:
 generator_options = options(
     model_option,
     click.option("--rows", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
-                 help="Texts per call. With more than one, passes are shared, and the report counts them per call."),
+                 help="Texts per call. The report counts passes per text, however many shared them."),
     exact_option,
     engine_option,
     precision_option,
