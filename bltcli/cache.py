@@ -78,7 +78,7 @@ class KVCache:
         self.lengths[row] = self.bases[row] = 0
 
     def bias(
-        self, own: IdArray, window: int | None, *, blocks: tuple[IdArray, IdArray] | None = None
+        self, own: IdArray, window: int | None, blocks: tuple[IdArray, IdArray] | None = None
     ) -> NDArray[np.float32]:
         """attn_bias [b, 1, q, C] of rows in slots own [b, q], in order: 0 where a row sees a slot, else MASKED.
         A row sees itself and what lies before it in its window; so does padding, as an empty row would be undefined.

@@ -6,11 +6,13 @@ State lives in the engines' buffers, indexed by position; `Texts` knows what sta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bltcli.config import ModelConfig
+from bltcli.decoding.denoise import Bools
 from bltcli.embeddings import Tables
 from bltcli.graphs import GraphName
 from bltcli.ngrams import hash_rows
@@ -25,6 +27,17 @@ from bltcli_engines.state import bind_state
 MAX_CONSTANT = 64  # bounds up to this are padded to the bound itself
 FEW = 4  # rows of a batch from which on the global model runs for those that closed a patch alone
 MIN_PATCH_BYTES = 16  # other patches: padded to powers of two from here on, see `_patch_bytes`
+
+
+class BlockRows(NamedTuple):
+    """The rows of a decoder pass over a block per text."""
+
+    ids: IdArray  # [b, rows]
+    clean: IdArray  # how many come before each text's block, [b]
+    columns: IdArray  # number of each byte of the blocks among the rows, [b, B]; where a block is shorter, any
+    present: IdArray  # how many rows are a text's own, padding left out, [b]
+    latents: IdArray  # [b, rows]
+    place: dict[str, Any]
 
 
 class Passes(Texts):
@@ -151,20 +164,12 @@ class Passes(Texts):
         found: FloatArray = logits[self._row, columns]
         return found
 
-    def _block_pass(
-        self,
-        block: IdArray,
-        counts: IdArray,
-        starts: IdArray,
-        pending: Sequence[IdArray] | None,
-        addends: FloatArray | None = None,
-        *,
-        all_behind: bool = False,
-    ) -> tuple[Arrays, IdArray]:
-        """One decoder pass over blocks of counts[r] bytes at starts[r]: what it finds, with `addends` of the block's
-        bytes where the graph chooses, and how many clean rows come before each block's, [b]: none, but in the first
-        pass over it. That one has `pending`, and runs what the decoder is behind with, and what is not in the text yet;
-        of every text whose block has room, and with `all_behind` of those without."""
+    def _block_rows(
+        self, counts: IdArray, starts: IdArray, pending: Sequence[IdArray] | None, *, all_behind: bool = False
+    ) -> BlockRows:
+        """The rows of a decoder pass over blocks of counts[r] bytes at starts[r], and for the first such pass of clean
+        ones before them: what the decoder is behind with, then `pending`, which is not in the text yet; of every text
+        whose block has room, and with `all_behind` of those without."""
         runs = counts > 0
         if all_behind:
             runs |= self.decoded < starts
@@ -172,26 +177,31 @@ class Passes(Texts):
         clean = starts - first
         present = np.where(runs, clean + counts, 0)
         rows = self._pad(int(present.max()))
-        span = self.span(first, rows, self.config.decoder.window)
-        ids = span.own_ids
-        for row in np.flatnonzero(counts).tolist():
-            ids[row, clean[row] : present[row]] = block[row, : counts[row]]
-            if pending is not None:
+        positions = first[:, None] + np.arange(rows)
+        ids = self.ids_at(first, rows)
+        if pending is not None:
+            for row in np.flatnonzero(runs).tolist():
                 ids[row, clean[row] - len(pending[row]) : clean[row]] = pending[row]
-        beyond = span.positions >= self.lengths[:, None]
-        latents = np.where(beyond, self.latest[:, None], self.latents(span.positions))
-        bias = self.byte_cache.bias(
-            span.positions - self.byte_cache.bases[:, None], self.config.decoder.window, blocks=(clean, present)
-        )
+        latents = np.where(positions >= self.lengths[:, None], self.latest[:, None], self.latents(positions))
+        columns = np.minimum(clean[:, None] + np.arange(max(1, int(counts.max()))), rows - 1)
+        place = self.place(positions, self.config.decoder.window, (clean, present))
+        return BlockRows(ids, clean, columns, present, latents, place)
+
+    def _run_blocks(self, rows: BlockRows, block: IdArray, live: Bools, addends: FloatArray | None = None) -> Arrays:
+        """One decoder pass over `rows` for the texts that are `live`, with the ids of block [b, B]: what it finds, with
+        `addends` of those where the graph chooses."""
+        ids = rows.ids
+        for row in np.flatnonzero(live).tolist():
+            clean, present = rows.clean[row], rows.present[row]
+            ids[row, clean:present] = block[row, : present - clean]
         addend = None
         if addends is not None:
             addend = np.zeros((*ids.shape, OUTPUT_IDS), dtype=np.float32)
-            addend[self._row, np.minimum(clean[:, None] + np.arange(block.shape[1]), rows - 1)] = addends
-        place = {**span.place, "attn_bias": bias}
-        found = self._run_decoder(ids, ids, latents, place, present, addend)
-        if pending is not None:
-            self.decoded[runs] = self.lengths[runs]
-        return found, clean
+            addend[self._row, rows.columns] = addends
+        found = self._run_decoder(ids, ids, rows.latents, rows.place, live, addend)
+        runs = rows.present > 0
+        self.decoded[runs] = self.lengths[runs]
+        return found
 
     def _run_decoder(
         self,
@@ -199,7 +209,7 @@ class Passes(Texts):
         positions: IdArray,
         latents: IdArray,
         place: dict[str, Any],
-        counts: IdArray,
+        counts: NDArray[Any],
         addend: FloatArray | None = None,
     ) -> Arrays:
         feeds = {"latent_index": latents, **place}

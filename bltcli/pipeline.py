@@ -13,7 +13,7 @@ import numpy as np
 
 from bltcli.bundle import Bundle
 from bltcli.decoding import MethodOptions
-from bltcli.decoding.denoise import Certainty, OfLogits, Told, Unmask
+from bltcli.decoding.denoise import Bools, Certainty, OfLogits, Told, Unmask
 from bltcli.decoding.driver import run_whole
 from bltcli.decoding.protocol import Choose, TellsGraphs
 from bltcli.decoding.rows import NOTHING
@@ -117,15 +117,13 @@ class Pipeline(Passes):
         addends: FloatArray | None = None  # where the graph chooses
         if self._chooses and isinstance(choose, TellsGraphs) and not choose.cuts:
             addends = choose.addends(starts[:, None] + np.arange(longest))
-        first_pass = True
+        # the first pass also runs what the decoder has not seen yet, whose keys the later ones find cached
+        rows, first_pass = self._block_rows(counts, starts, pending), True
         while masked.any():
-            # the first pass also runs what the decoder has not seen yet, whose keys the later ones find cached
-            unfinished = np.where(masked.any(axis=1), counts, 0)
-            run, clean = self._block_pass(block, unfinished, starts, pending if first_pass else None, addends)
-            first_pass = False
-            columns = np.minimum(clean[:, None] + np.arange(longest), run["logits"].shape[1] - 1)
-            found = {name: values[self._row, columns] for name, values in run.items()}
-            logits, live = found["logits"], np.flatnonzero(masked.any(axis=1))
+            live: Bools = np.logical_or.reduce(masked, axis=1)
+            run = self._run_blocks(rows, block, live, addends)
+            found = {name: values[self._row, rows.columns] for name, values in run.items()}
+            logits = found["logits"]
             if addends is None:
                 certainty: Certainty = OfLogits(logits[live])
             else:
@@ -139,6 +137,8 @@ class Pipeline(Passes):
                 block[row, column] = found["best"][row, column]
             revealed[row, column] = logits[row, column]
             masked &= ~shown
+            if first_pass and masked.any():
+                rows, first_pass = self._block_rows(counts, starts, None), False
         parts = [(block[row, :count], revealed[row, :count]) for row, count in enumerate(counts.tolist())]
         return [ids for ids, _ in parts], [logits for _, logits in parts]
 
@@ -146,12 +146,10 @@ class Pipeline(Passes):
         added, _ = self._absorb(ids, peek=False)
         longest = max(1, int(counts.max()))
         self.make_room(self._pad(int((self.lengths - self.decoded).max()) + longest))
-        block = np.full((self.rows, longest), MASK, dtype=np.int64)
-        run, clean = self._block_pass(block, counts, self.lengths, [NOTHING] * self.rows, all_behind=True)
-        logits: FloatArray = run["logits"]
-        own = np.minimum((clean - added)[:, None] + np.arange(int(added.max())), logits.shape[1] - 1)
-        masked = np.minimum(clean[:, None] + np.arange(longest), logits.shape[1] - 1)
-        return logits[self._row, own], logits[self._row, masked]
+        rows = self._block_rows(counts, self.lengths, [NOTHING] * self.rows, all_behind=True)
+        logits: FloatArray = self._run_blocks(rows, np.full((self.rows, longest), MASK), rows.present > 0)["logits"]
+        own = np.minimum((rows.clean - added)[:, None] + np.arange(int(added.max())), logits.shape[1] - 1)
+        return logits[self._row, own], logits[self._row, rows.columns]
 
 
 def open_model(

@@ -144,16 +144,24 @@ class Texts:
         if last is not None and same and (last.positions[:, 0] == starts).all():
             return last
         positions = starts[:, None] + np.arange(rows)
-        ids = self._ids[self._row, starts[:, None] + np.arange(self._margin + rows)]
+        ids = self.ids_at(starts - self._margin, self._margin + rows)
         return Span(positions, ids, self.place(positions, window), window)
 
-    def place(self, positions: IdArray, window: int | None) -> dict[str, Any]:
-        """Positions, slots and mask of byte rows; positions of padding end with the rotary table."""
+    def ids_at(self, starts: IdArray, count: int) -> IdArray:
+        """A copy of `count` ids from position starts[r] on, which may lie a margin before the text, [b, count]."""
+        found: IdArray = self._ids[self._row, (self._margin + starts)[:, None] + np.arange(count)]
+        return found
+
+    def place(
+        self, positions: IdArray, window: int | None, blocks: tuple[IdArray, IdArray] | None = None
+    ) -> dict[str, Any]:
+        """Positions, slots and mask of byte rows, of which `blocks` see their later rows too (`KVCache.bias`);
+        positions of padding end with the rotary table."""
         slots = positions - self.byte_cache.bases[:, None]
         return {
             "position_ids": np.minimum(positions, self.config.max_bytes - 1),
             "write_indices": slots[:, 0],
-            "attn_bias": self.byte_cache.bias(slots, window),
+            "attn_bias": self.byte_cache.bias(slots, window, blocks),
         }
 
     def latents(self, positions: IdArray) -> IdArray:

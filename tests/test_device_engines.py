@@ -168,7 +168,7 @@ def test_inputs_are_not_overwritten_while_the_device_may_still_read_them(tiny_bu
         for start in (0, 18):
             place = model.place(np.arange(start, start + 18)[None], None)
             embeds = rng.standard_normal((1, 18, bundle.config.hidden_size)).astype(np.float32)
-            encoder.run({"embeds": embeds, **place})
+            encoder.run({"embeds": embeds, **place}, np.array([18]))
         states.append(encoder.buffers["past_states"].numpy()[:, :, :36])
     assert np.array_equal(states[0], states[1])
     assert np.abs(states[1][:, :, 18:]).max() > 0

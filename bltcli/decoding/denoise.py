@@ -41,9 +41,13 @@ class OfLogits:
     def _p(self) -> NDArray[np.float64]:
         return probabilities(self._logits)
 
+    @cached_property
+    def _likeliest(self) -> Any:
+        return self._p.max(axis=-1)
+
     @property
     def confidence(self) -> Any:
-        return self._p.max(axis=-1)
+        return self._likeliest
 
     @property
     def entropy(self) -> Any:

@@ -86,7 +86,7 @@ class Rows:
         pending bytes if not said. Such a block may run over the end of what is wanted: shorter there, its bytes would
         depend on how many are wanted."""
         room = self._room_after(self.pending if runs is None else runs)
-        return np.where(self.active, np.clip(room, 0, block), 0)
+        return np.where(self.active, np.minimum(np.maximum(room, 0), block), 0)
 
     def _room_after(self, runs: Sequence[IdArray]) -> IdArray:
         return self.model.room - np.array([len(ids) for ids in runs], dtype=np.int64)
@@ -118,7 +118,7 @@ class Rows:
         columns = np.arange(logits.shape[1])
         row, column = np.nonzero((first <= columns) & (columns < ends[:, None]))
         chosen = self.choose(logits[row, column], row, self.model.lengths[row] + column) if len(row) else NOTHING
-        return np.split(chosen, np.cumsum(np.maximum(ends - first, 0))[:-1])
+        return [chosen[row == r] for r in range(len(ends))]
 
     def trust(self, ids: Sequence[IdArray]) -> None:
         """Commit bytes after the pending ones, unverified; the round in which they are run counts them."""
