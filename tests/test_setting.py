@@ -24,6 +24,17 @@ def test_a_setting_is_read_and_written(text: str, options: MethodOptions) -> Non
     assert format_setting(options) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "trained", "block"),
+    [("blt-d", 16, 16), ("blt-dv", 8, 8), ("blt-h", 16, 4), ("blt-h", 2, 2), ("blt-h block=8", 16, 8),
+     ("blt-d commit=sure", 16, 4), ("blt-d commit=patches", 16, 16), ("ar", 16, None)],
+)  # fmt: skip
+def test_blocks_are_as_large_as_was_trained_and_small_where_a_round_is_one_pass(
+    text: str, trained: int, block: int | None
+) -> None:
+    assert parse_setting(text)[0].settings(trained)["block"] == block
+
+
 def test_keys_of_others_come_back_as_they_are() -> None:
     assert parse_setting("ar engine=torch", ["engine"]) == (MethodOptions(method="ar"), {"engine": "torch"})
 

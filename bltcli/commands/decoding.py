@@ -40,7 +40,8 @@ method_options = options(
     click.option("-k", "--draft-bytes", type=DraftBytes(), default=8, show_default=True, metavar="K|auto",
                  help="Bytes drafted per round of blt-s, 1 to 64; auto follows what is kept and what it costs."),
     click.option("--block", type=int, default=None, metavar="B",
-                 help="Bytes per block of blt-d, blt-dv, blt-h.  [default: as many as the model was trained with]"),
+                 help="Bytes per block of blt-d, blt-dv, blt-h.  [default: as many as the model was trained with; at "
+                      "most 4 of blt-h and --commit sure]"),
     click.option("--unmask", type=click.Choice(UNMASK), default=None,
                  help="Which bytes of a block are settled per pass. one-step: all. confidence: those likelier than "
                       "--alpha. prefix: of those, the ones before the first that is not. entropy: the surest, up to "

@@ -22,6 +22,8 @@ METHODS: Final = ("ar", "blt-s", "blt-d", "blt-dv", "blt-h", "auto")
 #: Methods whose text is that of `ar`, byte for byte; "auto" unless it was tuned under a bound of quality.
 EXACT_METHODS: Final = ("ar", "blt-s", "blt-dv", "auto")
 MAX_DRAFT_BYTES: Final = 64
+#: Of a block that has one pass only few bytes are ever kept, and all its rows are computed.
+ONE_PASS_BLOCK: Final = 4
 _BLOCK_METHODS: Final = ("blt-d", "blt-dv", "blt-h")
 #: What the paper finds best for each, blt-h apart: rule, alpha, gamma.
 _DEFAULTS: Final = {
@@ -40,7 +42,7 @@ class MethodOptions:
 
     method: str = "blt-s"
     draft_bytes: int | Literal["auto"] = 8  # of blt-s
-    block: int | None = None  # default: as large as was trained
+    block: int | None = None  # default: as large as was trained, at most ONE_PASS_BLOCK where a round is one pass
     unmask: str | None = None
     alpha: float | None = None  # of --unmask confidence and prefix
     gamma: float | None = None  # of --unmask entropy
@@ -74,6 +76,12 @@ class MethodOptions:
             gamma if self.gamma is None else self.gamma,
         )
 
+    def _block(self, trained: int) -> int:
+        if self.block is not None:
+            return self.block
+        one_pass = self.method == "blt-h" or (self.method == "blt-d" and self.commit == "sure")
+        return min(trained, ONE_PASS_BLOCK) if one_pass else trained
+
     def settings(self, trained_block: int) -> dict[str, object]:
         """The options by name, None where the method does not use one, or commits blocks as the paper does;
         `trained_block` is the model's."""
@@ -81,7 +89,7 @@ class MethodOptions:
         return {
             "method": self.method,
             "k": {"blt-s": self.draft_bytes, "auto": "auto"}.get(self.method),
-            "block": (self.block or trained_block) if blocks else None,
+            "block": self._block(trained_block) if blocks else None,
             "unmask": unmask if blocks else None,
             "alpha": alpha if blocks and unmask in ("confidence", "prefix") else None,
             "gamma": gamma if blocks and unmask.startswith("entropy") else None,
@@ -109,7 +117,7 @@ class MethodOptions:
         if self.method == "blt-s":
             length = AdaptiveLength() if self.draft_bytes == "auto" else FixedLength(self.draft_bytes)
             return SelfSpeculation(model, Drafting(length, copies))
-        block = _checked_block(self.method, model.block_size, self.block)
+        block = _checked_block(self.method, model.block_size, self._block(model.block_size))
         if self.method == "blt-d":
             return BlockDiffusion(model, block, self.rule(), commit=self.commit)
         drafting = Drafting(FixedLength(block), copies)
@@ -118,10 +126,9 @@ class MethodOptions:
         return Hybrid(model, drafting, self.rule(), self.trust, block)
 
 
-def _checked_block(method: str, trained: int, block: int | None) -> int:
+def _checked_block(method: str, trained: int, block: int) -> int:
     if not trained:
         raise ModelError(f"this model was trained on next bytes only; {method} needs one trained on blocks, use blt-s")
-    block = trained if block is None else block
     if block < 1:
         raise UsageError(f"--block is {block}; use 1 to {trained}")
     if block > trained:
