@@ -42,7 +42,8 @@ class Work:
 @dataclass
 class DecodeStats:
     """What a generation did. A pass is one run of one graph, whatever the number of rows; the prompt's are apart.
-    `text_nfe` counts a pass once for each text that took part: over the number of texts, what a text alone takes."""
+    `text_nfe` counts a pass once for each text that took part: over the number of texts, what a text takes alone, but
+    for the encoder, which a text alone may call less often."""
 
     prompt_bytes: int = 0
     new_bytes: int = 0
