@@ -5,8 +5,8 @@ An event is a flat dictionary, a trace one JSON object per line. Positions count
 
     {"event": "draft",  "position": 9, "pending": [105], "ids": [36, 120]}    drafted by the decoder after `pending`
     {"event": "reveal", "position": 9, "pending": [105], "ids": [260, 120]}   a block after one denoising pass
-    {"event": "verify", "position": 9, "ids": [105, 36, 120]}   a full pass: what is pending, one byte or, where some are
-                                                                kept unverified, several; then what was drafted
+    {"event": "verify", "position": 9, "ids": [105, 36, 120]}   a full pass: what is pending, one byte or, where
+                                                                some are kept unverified, several; then the draft
     {"event": "keep",   "length": 11}                           of what was run, this much of the text stays
     {"event": "absorb", "position": 9, "ids": [36, 120]}        committed unverified, now encoded
 
