@@ -34,7 +34,7 @@ def test_records_come_in_order_with_and_without_a_file(tmp_path: Path) -> None:
     assert found == collect(None, HEADER, GROUPS, squares) == squares(range(6))
     assert told == [0, 3, 4, 6]
     header, *lines = (tmp_path / "new" / "a.jsonl").read_bytes().split(b"\n")
-    own = {"format": "bltcli-records", "format_version": 1, "version": __version__}
+    own = {"format": "bltcli-records", "format_version": 2, "version": __version__}
     assert json.loads(header) == {**own, **HEADER}
     assert [json.loads(line) for line in lines[:-1]] == found
     assert lines[-1] == b""
