@@ -27,10 +27,14 @@ class Work:
         self.seconds[graph] = self.seconds.get(graph, 0.0) + seconds
 
     def __add__(self, other: Work) -> Work:
-        total = Work(self.nfe + other.nfe, self.text_nfe + other.text_nfe)
-        total.weight_bytes, total.kv_bytes = self.weight_bytes + other.weight_bytes, self.kv_bytes + other.kv_bytes
-        total.seconds = {graph: self.seconds.get(graph, 0.0) + other.seconds.get(graph, 0.0) for graph in total.nfe}
-        return total
+        nfe = self.nfe + other.nfe
+        return Work(
+            nfe=nfe,
+            text_nfe=self.text_nfe + other.text_nfe,
+            weight_bytes=self.weight_bytes + other.weight_bytes,
+            kv_bytes=self.kv_bytes + other.kv_bytes,
+            seconds={graph: self.seconds.get(graph, 0.0) + other.seconds.get(graph, 0.0) for graph in nfe},
+        )
 
     def passes(self) -> dict[str, int]:
         return {graph: self.nfe[graph] for graph in GRAPHS}

@@ -74,10 +74,7 @@ def test_blocks_cost_less_and_verification_restores_the_text(trained_bundle: Bun
     assert cost["ar"] > cost["blt-dv block=8"] > cost["blt-d block=4"] > cost["blt-d block=8"] > cost["blt-d block=16"]
 
 
-@pytest.mark.parametrize(
-    "setting",
-    ["ar", *ALONE, *OTHERS, "blt-d block=8 commit=sure", "blt-d block=8 commit=patches"],
-)
+@pytest.mark.parametrize("setting", ["ar", *ALONE, *OTHERS, "blt-d commit=sure", "blt-d block=8 commit=patches"])
 def test_passes_per_text_do_not_depend_on_how_many_share_them(trained_bundle: Bundle, setting: str) -> None:
     _, together = written(trained_bundle, setting)
     alone = [written(trained_bundle, setting, prompts=[prompt])[1] for prompt in PROMPTS]
