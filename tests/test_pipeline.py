@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -160,6 +163,21 @@ def test_a_cleared_row_starts_anew(tiny: Bundle) -> None:
     run(model, sample_text(90, 8), [90], row=0)
     model.clear(1)
     assert np.array_equal(first, run(model, ids, [20] * 10, row=1))
+
+
+@pytest.mark.parametrize("texts", [1, 6])
+def test_a_dropped_model_is_freed_at_once(tiny: Bundle, texts: int) -> None:
+    model = open_model(tiny, rows=texts)
+    model.extend([sample_text(20)] * texts)
+    model.nursery.extend([sample_text(20)])
+    seen = [weakref.ref(model), weakref.ref(model.nursery), weakref.ref(model.engines["global"].engine)]
+    gc.collect()
+    gc.disable()  # what only the garbage collector frees is hundreds of megabytes, for as long as it likes
+    try:
+        del model
+        assert [at() for at in seen] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_one_global_pass_per_patch_when_going_byte_by_byte(tiny: Bundle) -> None:

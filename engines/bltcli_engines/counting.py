@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -15,10 +16,18 @@ from bltcli.vocab import IdArray
 from bltcli_engines.protocol import Arrays, Buffer, DraftsBytes, Engine, Runs
 
 
-class CountingEngine:
-    """An engine that charges each run to the ledger that is open at that moment."""
+@dataclass
+class Ledger:
+    """What the passes of a model are charged to at the moment. Engines hold this and not the model, which would then be
+    freed by the garbage collector alone, long after it was dropped."""
 
-    def __init__(self, engine: Engine, ledger: Callable[[], Work]) -> None:
+    work: Work = field(default_factory=Work)
+
+
+class CountingEngine:
+    """An engine that charges each run to what is open in the ledger at that moment."""
+
+    def __init__(self, engine: Engine, ledger: Ledger) -> None:
         self.engine, self._ledger, self._name = engine, ledger, engine.spec.name
         self.buffers: Mapping[str, Buffer] = {}
         self.outputs: Arrays = {}  # of the last run
@@ -48,7 +57,7 @@ class CountingEngine:
         engine, began = few or self.engine, perf_counter()
         self.outputs = engine.run(feeds)
         seconds = perf_counter() - began
-        self._ledger().charge(self._name, engine.weight_bytes, engine.kv_bytes, seconds, int(np.count_nonzero(counts)))
+        self._ledger.work.charge(self._name, engine.weight_bytes, engine.kv_bytes, seconds, int(np.count_nonzero(counts)))
         return self.outputs
 
     @property
@@ -66,5 +75,5 @@ class CountingEngine:
         seconds = perf_counter() - began
         for step in range(steps):
             texts = int(np.count_nonzero(counts > step))
-            self._ledger().charge(self._name, engine.weight_bytes, engine.kv_bytes, seconds / steps, texts)
+            self._ledger.work.charge(self._name, engine.weight_bytes, engine.kv_bytes, seconds / steps, texts)
         return drafts
