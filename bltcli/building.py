@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from bltcli.bundle import Bundle
-from bltcli.cache import SLIDE, STEP
+from bltcli.cache import STEP, slide_step
 from bltcli.config import ModelConfig
 from bltcli.decoding import MAX_DRAFT_BYTES
 from bltcli.engine_store import ANY_GPU, EngineKey, EngineStore
@@ -50,9 +50,8 @@ def make_profile(
     if not 1 <= draft_bytes <= MAX_DRAFT_BYTES:
         raise UsageError(f"--draft-bytes is {draft_bytes}; use 1 to {MAX_DRAFT_BYTES}")
     patch = config.patcher.max_patch_length or UNBOUNDED_PATCH_BYTES
-    reach = max(stack.window or longest for stack in (config.patcher, config.encoder, config.decoder))
     # a text's bytes within reach, those that wait for the buffers to slide, an open patch, a call and its padding
-    slots = min(reach + SLIDE + patch + MAX_DRAFT_BYTES, longest) + 2 * PREFILL_ROWS
+    slots = min(config.reach + slide_step(config) + patch + MAX_DRAFT_BYTES, longest) + 2 * PREFILL_ROWS
     patches = min(config.global_model.max_positions, longest) + PREFILL_ROWS
     return Profile(
         max_batch=max_batch,

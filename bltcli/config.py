@@ -145,6 +145,16 @@ class ModelConfig:
         """Longest text, BOS included. The patcher's own figure does not bound it: its window makes RoPE relative."""
         return min(self.encoder.max_positions, self.decoder.max_positions)
 
+    @property
+    def local(self) -> tuple[StackConfig, ...]:
+        """The stacks that run byte by byte."""
+        return self.patcher, self.encoder, self.decoder
+
+    @property
+    def reach(self) -> int:
+        """Bytes that the widest local window holds, the row's own included."""
+        return max(stack.window or self.max_bytes for stack in self.local)
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict that `from_dict` reads back."""
         return dataclasses.asdict(self)

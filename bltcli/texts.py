@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bltcli.cache import SLIDE, KVCache
+from bltcli.cache import KVCache, slide_step
 from bltcli.config import ModelConfig
 from bltcli.patcher import closes_patch
 from bltcli.sampling import FloatArray
@@ -61,8 +61,7 @@ class Texts:
         self.encoded = np.zeros(rows, dtype=np.int64)  # bytes whose states are valid; ahead while drafting, or behind
         self.decoded = np.zeros(rows, dtype=np.int64)  # bytes whose decoder keys are valid; behind after `absorb`
         self.peeked = np.zeros(rows, dtype=np.int64)  # 1 where the latent after the last one is that of the open patch
-        local = (config.patcher, config.encoder, config.decoder)
-        self._reach = max(stack.window or config.max_bytes for stack in local)
+        self._reach, self._slide = config.reach, slide_step(config)
 
     @property
     def max_bytes(self) -> int:
@@ -173,11 +172,11 @@ class Texts:
 
     def make_room(self, rows: int) -> None:
         """Slide what no row needs any more, then hold `rows` positions beyond each text."""
-        if self.byte_cache.used >= SLIDE:
+        if self.byte_cache.used >= self._slide:
             behind = self.behind
             for row in range(self.rows):
                 open_patch = self._starts[row, self.patches[row]] if self.lengths[row] else 0
-                self.byte_cache.slide(row, min(int(behind[row]) - self._reach + 1, int(open_patch)))
+                self.byte_cache.slide(row, min(int(behind[row]) - self._reach + 1, int(open_patch)), self._slide)
         self.byte_cache.reserve(rows)
 
     def close_patches(self, counts: IdArray, entropy: FloatArray, *, peek: bool) -> Patches:

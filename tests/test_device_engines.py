@@ -61,12 +61,12 @@ def test_logits_are_those_of_the_plain_engine_to_the_last_bit(
     tiny_bundle: TinyBundle, opened: Callable[..., Pipeline], form: str, precision: Precision
 ) -> None:
     """Over a text longer than the buffers, which slide."""
-    bundle, ids, device = tiny_bundle(form, precision), sample_text(750), HostDevice()
-    expected = run(open_model(bundle), ids, uneven(750, 1))
+    bundle, ids, device = tiny_bundle(form, precision), sample_text(1200), HostDevice()
+    expected = run(open_model(bundle), ids, uneven(1200, 1))
     model = opened(bundle, device)
-    assert np.array_equal(run(model, ids, uneven(750, 1)), expected)
-    assert model.byte_cache.bases[0] == 512
-    assert np.array_equal(run(opened(bundle, device, 3), ids, uneven(750, 2), row=1), expected)
+    assert np.array_equal(run(model, ids, uneven(1200, 1)), expected)
+    assert model.byte_cache.bases[0] == 1024
+    assert np.array_equal(run(opened(bundle, device, 3), ids, uneven(1200, 2), row=1), expected)
     assert device.launches > device.captures > 0 or opened is over_onnxruntime
 
 

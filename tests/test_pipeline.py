@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from bltcli.bundle import Bundle
+from bltcli.bundle import Bundle, open_bundle
 from bltcli.errors import UsageError
 from bltcli.graphs import GRAPHS
 from bltcli.pipeline import Pipeline, open_model, patch_text
@@ -19,11 +20,12 @@ from bltcli.vocab import IdArray, decode, encode
 from bltcli_engines.few_rows import FewRows
 from bltcli_engines.onnxruntime_engine import OrtEngine
 from bltcli_engines.protocol import Arrays
+from bltcli_export.exporter import export_checkpoint
 from tests.conftest import TinyBundle
-from tests.tiny import sample_text
+from tests.tiny import WINDOW, sample_text, tiny_checkpoint
 
 FORMS = ["lookup", "encoder", "projected"]
-LENGTH = 1300  # longer than the buffers: they slide twice
+LENGTH = 1300  # longer than the buffers, which slide
 
 
 def run(model: Pipeline, ids: IdArray, sizes: list[int], row: int = 0) -> FloatArray:
@@ -163,6 +165,22 @@ def test_a_cleared_row_starts_anew(tiny: Bundle) -> None:
     run(model, sample_text(90, 8), [90], row=0)
     model.clear(1)
     assert np.array_equal(first, run(model, ids, [20] * 10, row=1))
+
+
+@pytest.mark.parametrize(("head_dim", "step"), [(32, 512), (64, 256), (96, 128)])
+def test_buffers_slide_in_steps_that_leave_every_value_as_it_was(
+    tmp_path: Path, head_dim: int, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", "lookup", head_dim=head_dim)
+    bundle = open_bundle(export_checkpoint(checkpoint, tmp_path / "bundle", precision="fp32", check=False))
+    ids, model, sizes = sample_text(LENGTH), open_model(bundle), uneven(LENGTH, 4)
+    found = run(model, ids, sizes)
+    assert model.byte_cache.bases[0] >= LENGTH - sizes[-1] - WINDOW - step
+    assert model.byte_cache.bases[0] % step == 0
+    monkeypatch.setattr("bltcli.texts.slide_step", lambda _: 2 * LENGTH)
+    still = open_model(bundle)
+    assert np.array_equal(found, run(still, ids, sizes))
+    assert still.byte_cache.bases[0] == 0
 
 
 @pytest.mark.parametrize("texts", [1, 6])

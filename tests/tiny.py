@@ -39,25 +39,29 @@ def tiny_config(
     max_patches: int = 2048,
     block_size: int = 0,
     bounded: bool = True,
+    head_dim: int = 8,
 ) -> ModelConfig:
     """ "lookup": Fast BLT's decoder input, patches of at most 8 if `bounded`. "encoder": as released, patches without a
     maximum, grouped-query attention. "projected": as the released 7B, k = 4 with a projection into the global model."""
-    lookup = form == "lookup"
+    lookup, width = form == "lookup", 4 * head_dim
     kv_heads = 2 if form == "encoder" else 4
     return ModelConfig.from_dict(
         {
             "patcher": {
-                **stack(32, 2, 4, 1e4, WINDOW, max_bytes),
+                **stack(width, 2, 4, 1e4, WINDOW, max_bytes),
                 "threshold_nats": threshold_nats,
                 "max_patch_length": 8 if lookup and bounded else None,
             },
             "encoder": {
-                **stack(32, 1, kv_heads, 5e5, WINDOW, max_bytes),
+                **stack(width, 1, kv_heads, 5e5, WINDOW, max_bytes),
                 "hash_group_sizes": [3, 4, 5],
                 "hash_vocab": 500,
             },
-            "global_model": stack(64 if form != "projected" else 96, 2, kv_heads, 5e5, None, max_patches),
-            "decoder": {**stack(32, 2, kv_heads, 5e5, WINDOW, max_bytes), "input": "lookup" if lookup else "encoder"},
+            "global_model": stack((2 if form != "projected" else 3) * width, 2, kv_heads, 5e5, None, max_patches),
+            "decoder": {
+                **stack(width, 2, kv_heads, 5e5, WINDOW, max_bytes),
+                "input": "lookup" if lookup else "encoder",
+            },
             "cross_attn_k": 4 if form == "projected" else 2,
             "block_size": block_size,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from bltcli.bundle import Bundle
-from bltcli.cache import SLIDE, STEP
+from bltcli.cache import STEP, slide_step
 from bltcli.graphs import GRAPHS
 from bltcli.memory import available_bytes
 from bltcli.texts import PREFILL_ROWS
@@ -31,10 +31,8 @@ def bytes_per_row(bundle: Bundle, longest: int) -> int:
     """Memory that one text of `longest` bytes takes: its caches, what the host keeps of it, and its share of a pass."""
     config = bundle.config
     longest = min(longest, config.max_bytes)
-    local = (config.patcher, config.encoder, config.decoder)
-    reach = max(stack.window or config.max_bytes for stack in local)
     slots = {
-        "slots": _rounded(min(longest, reach + SLIDE) + PREFILL_ROWS),
+        "slots": _rounded(min(longest, config.reach + slide_step(config)) + PREFILL_ROWS),
         "patch_slots": _rounded(longest // BYTES_PER_PATCH),
     }
     caches = 0
@@ -46,7 +44,7 @@ def bytes_per_row(bundle: Bundle, longest: int) -> int:
                 caches += int(heads) * slots[str(axis)] * int(width) * _ITEM_BYTES[tensor.dtype] * copies // 2
     columns = min(longest, PREFILL_ROWS)
     scores = max(
-        *(stack.num_heads * columns * slots["slots"] for stack in local),
+        *(stack.num_heads * columns * slots["slots"] for stack in config.local),
         config.global_model.num_heads * columns // BYTES_PER_PATCH * slots["patch_slots"],
     )
     host = 8 * (2 * config.max_bytes + config.global_model.max_positions)

@@ -57,7 +57,8 @@ class CountingEngine:
         engine, began = few or self.engine, perf_counter()
         self.outputs = engine.run(feeds)
         seconds = perf_counter() - began
-        self._ledger.work.charge(self._name, engine.weight_bytes, engine.kv_bytes, seconds, int(np.count_nonzero(counts)))
+        texts = int(np.count_nonzero(counts))
+        self._ledger.work.charge(self._name, engine.weight_bytes, engine.kv_bytes, seconds, texts)
         return self.outputs
 
     @property

@@ -6,7 +6,7 @@ import math
 from typing import Final, NamedTuple, get_args
 
 from bltcli.bundle import TABLES
-from bltcli.cache import SLIDE, STEP
+from bltcli.cache import STEP, slide_step
 from bltcli.checkpoint import Checkpoint
 from bltcli.config import ModelConfig
 from bltcli.graphs import GRAPHS, Precision, graph_specs
@@ -68,9 +68,7 @@ def file_bytes(checkpoint: Checkpoint, precision: Precision) -> dict[str, int]:
 
 def cache_bytes(config: ModelConfig, precision: Precision, context: int) -> dict[str, int]:
     """Bytes of state per graph for one text of `context` bytes: keys, values and what it hands to the next graph."""
-    local = (config.patcher, config.encoder, config.decoder)
-    reach = max(stack.window or config.max_bytes for stack in local)
-    held = min(context, reach - 1 + SLIDE) + PREFILL_ROWS
+    held = min(context, config.reach - 1 + slide_step(config)) + PREFILL_ROWS
     sizes = {
         "batch": 1,
         "slots": -(-held // STEP) * STEP,
