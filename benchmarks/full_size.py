@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -122,6 +123,7 @@ def decode(folder: Path, contexts: Sequence[int], count: int, threads: int) -> l
         "step": "decode",
         "precision": bundle.precision,
         "threads": used,
+        "huge_pages": "glibc.malloc.hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
         "loading_s": loading,
         "loaded_anon_bytes": after["anon"] - before["anon"],
         "weight_bytes": sum(bundle.weight_bytes.values()),
