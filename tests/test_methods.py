@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bltcli.decoding import EXACT_METHODS, METHODS, MethodOptions
+from bltcli.decoding import METHODS, MethodOptions
 from bltcli.decoding.denoise import probabilities
 from bltcli.decoding.driver import generate_texts
 from bltcli.decoding.stop import Stop
@@ -39,7 +39,7 @@ EVERY: list[dict[str, Any]] = [
     {"method": "blt-h", "block": 4, "trust": 1.0, "ngram_draft": True},
     {"method": "auto"},
 ]
-EXACT = [o for o in EVERY if o["method"] in EXACT_METHODS or o.get("trust") == 1.0]
+EXACT = [o for o in EVERY if MethodOptions(**o).verified]
 
 
 def names(options: dict[str, Any]) -> str:

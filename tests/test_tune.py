@@ -14,7 +14,7 @@ from bltcli.bench.measure import Task, Turn
 from bltcli.bench.profiles import Profile, find_profile, profile_path, read_profile, write_profile
 from bltcli.bench.tune import FRESH, STAGES, Found, State, candidates, most_turns, search, search_key
 from bltcli.commands.tune import pieces
-from bltcli.decoding import EXACT_METHODS, MethodOptions
+from bltcli.decoding import MethodOptions
 from bltcli.errors import BltError, UsageError
 from bltcli.pipeline import open_model
 from tests.cli_support import here, home, one_line
@@ -143,12 +143,13 @@ def test_the_decision_rests_on_repeats_that_chose_no_finalist(state: Path) -> No
 
 
 def test_without_a_bound_only_methods_that_verify_are_tried() -> None:
-    exact = {s.options.method for s in candidates(16, None)}
-    assert exact == {"ar", "blt-s", "blt-dv"}
-    assert exact <= set(EXACT_METHODS)
-    assert {s.options.method for s in candidates(16, 0.9)} == exact | {"blt-d", "blt-h"}
+    assert all(s.options.verified for s in candidates(16, None))
+    assert {s.options.method for s in candidates(16, None)} == {"ar", "blt-s", "blt-dv", "blt-h"}
+    assert not all(s.options.verified for s in candidates(16, 0.9))
+    assert {s.options.method for s in candidates(16, 0.9)} == {"ar", "blt-s", "blt-d", "blt-dv", "blt-h"}
     assert {s.options.method for s in candidates(0, 0.9)} == {"ar", "blt-s"}
-    assert {s.options.block for s in candidates(6, None)} == {None, 4, 6}
+    assert {s.options.block for s in candidates(6, None)} == {None, 2, 4, 6}
+    assert {s.options.block for s in candidates(6, None) if s.options.method == "blt-h"} == {2, 4}
     assert len({s.name for s in candidates(16, 0.9)}) == len(candidates(16, 0.9))
 
 

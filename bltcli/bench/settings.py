@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bltcli.decoding import EXACT_METHODS, MethodOptions
+from bltcli.decoding import MethodOptions
 from bltcli.decoding.setting import format_setting, parse_setting
 from bltcli.errors import UsageError
 
@@ -43,8 +43,7 @@ class Setting:
     @property
     def verified(self) -> bool:
         """Whether the method writes the bytes of `ar` on an engine whose rows do not depend on their call."""
-        certain = self.options.method == "blt-h" and self.options.trust == 1
-        return self.exact and (certain or self.options.method in EXACT_METHODS)
+        return self.exact and self.options.verified
 
 
 def parse_settings(texts: Iterable[str]) -> list[Setting]:

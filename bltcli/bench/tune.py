@@ -15,6 +15,7 @@ from bltcli.bench.measure import Contender, Ours, Task
 from bltcli.bench.noise import differ
 from bltcli.bench.report import task_facts
 from bltcli.bench.settings import Setting, parse_settings
+from bltcli.decoding import ONE_PASS_BLOCK
 from bltcli.errors import BltError, UsageError
 from bltcli.records import JournalFile, Record
 
@@ -29,8 +30,10 @@ _VERIFIED: Final = ("ar", "ar ngram=yes", "blt-s k=1,2,4,8,16,auto ngram=no,yes"
 _VERIFIED_BLOCKS: Final = ("blt-dv unmask=one-step ngram=no,yes", "blt-dv unmask=confidence alpha=0.3",
                            "blt-dv unmask=entropy gamma=1.5,2.0")  # fmt: skip
 _UNVERIFIED_BLOCKS: Final = ("blt-d unmask=confidence alpha=0.5,0.7,0.9", "blt-d unmask=entropy gamma=0.5,1.0",
-                             "blt-d unmask=prefix commit=block,patches", "blt-d commit=sure alpha=0.7,0.8,0.9",
-                             "blt-h trust=0.8,0.9,0.97")  # fmt: skip
+                             "blt-d unmask=prefix commit=block,patches")  # fmt: skip
+# a round of these is one pass, whose rows larger blocks only add to
+_VERIFIED_AHEAD: Final = ("blt-h trust=1",)
+_UNVERIFIED_AHEAD: Final = ("blt-d commit=sure alpha=0.7,0.8,0.9", "blt-h trust=0.8,0.9,0.97")
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,13 @@ def candidates(block_size: int, quality: float | None) -> list[Setting]:
     """What is tried on a model trained on blocks of `block_size` bytes (0: none); `quality` None: only methods that
     write the bytes of `ar`."""
     texts = list(_VERIFIED)
-    sizes = ",".join(str(size) for size in sorted({*(b for b in _BLOCKS if b <= block_size), block_size}))
+    blocks = ",".join(str(size) for size in sorted({*(b for b in _BLOCKS if b <= block_size), block_size}))
+    ahead = ",".join(str(size) for size in sorted({min(size, block_size) for size in (2, ONE_PASS_BLOCK)}))
     if block_size:
-        blocks = (*_VERIFIED_BLOCKS, *(() if quality is None else _UNVERIFIED_BLOCKS))
-        texts += [f"{text} block={sizes}" for text in blocks]
+        unverified = quality is not None
+        whole = _VERIFIED_BLOCKS + (_UNVERIFIED_BLOCKS if unverified else ())
+        one_pass = _VERIFIED_AHEAD + (_UNVERIFIED_AHEAD if unverified else ())
+        texts += [f"{text} block={blocks}" for text in whole] + [f"{text} block={ahead}" for text in one_pass]
     return parse_settings(texts)
 
 

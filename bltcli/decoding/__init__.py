@@ -19,7 +19,7 @@ from bltcli.errors import ModelError, UsageError
 
 #: Every method by its name on the command line; "auto" is what pays (`MethodOptions.resolved`).
 METHODS: Final = ("ar", "blt-s", "blt-d", "blt-dv", "blt-h", "auto")
-#: Methods whose text is that of `ar`, byte for byte; "auto" unless it was tuned under a bound of quality.
+#: Methods whose text is that of `ar` whatever their options, see `MethodOptions.verified`.
 EXACT_METHODS: Final = ("ar", "blt-s", "blt-dv", "auto")
 MAX_DRAFT_BYTES: Final = 64
 #: Of a block that has one pass only few bytes are ever kept, and all its rows are computed.
@@ -63,6 +63,11 @@ class MethodOptions:
         if self.ngram_draft and self.method == "blt-d":
             raise UsageError("--ngram-draft needs a method that verifies; blt-d does not, use blt-dv or blt-h")
         self.rule()
+
+    @property
+    def verified(self) -> bool:
+        """Whether the text is that of `ar`, byte for byte; of "auto" unless it was tuned under a bound of quality."""
+        return self.method in EXACT_METHODS or (self.method == "blt-h" and self.trust == 1)
 
     def rule(self) -> Unmask:
         """The rule by which blocks are unmasked."""

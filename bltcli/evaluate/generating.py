@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from bltcli.bandwidth import paper_gb
 from bltcli.bundle import Bundle
-from bltcli.decoding import EXACT_METHODS, MethodOptions
+from bltcli.decoding import MethodOptions
 from bltcli.decoding.driver import generate
 from bltcli.decoding.setting import format_setting
 from bltcli.decoding.stop import Stop
@@ -44,7 +44,7 @@ class Setting:
     @property
     def exact(self) -> bool:
         """Whether its text is that of `ar` for certain; `auto` is whatever was tuned."""
-        return self.options.method in EXACT_METHODS and self.options.method != "auto"
+        return self.options.verified and self.options.method != "auto"
 
     def header(self) -> dict[str, Any]:
         """What the records of a run depend on, for their header."""
