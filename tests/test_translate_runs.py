@@ -134,7 +134,8 @@ def test_metrics_are_what_was_done() -> None:
     assert {name.partition("{")[0] for name in values} == families
 
 
-def test_progress_in_a_log_is_plain_and_only_on_request() -> None:
+def test_progress_in_a_log_is_plain_and_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bltcli.batch.progress.LINE_SECONDS", 0.02)  # a fast machine has done it all in half a second
     quiet = here(*TINY, "-n", "4", write("lines", b"line\n" * 40))
     assert quiet.stderr == b""
     done = here(*PLAIN, "-n", "60", "--batch-size", "1", "--progress", "lines")
