@@ -9,13 +9,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from bltcli.bundle import Bundle
-from bltcli.cache import STEP, slide_step
+from bltcli.cache import STEP
 from bltcli.config import ModelConfig
 from bltcli.decoding import MAX_DRAFT_BYTES
 from bltcli.engine_store import ANY_GPU, EngineKey, EngineStore
 from bltcli.errors import ModelError, UsageError
 from bltcli.graphs import GRAPHS, GraphName
-from bltcli.texts import PREFILL_ROWS
+from bltcli.texts import PREFILL_ROWS, slide_step
 from bltcli_engines.gpu import describe_gpu, require_driver
 from bltcli_engines.protocol import Engine
 from bltcli_engines.tensorrt_build import Library, Profile, build_engine, find_library

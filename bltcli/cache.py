@@ -11,19 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bltcli.config import ModelConfig
 from bltcli.graphs import MASKED
 from bltcli.vocab import IdArray
 from bltcli_engines.protocol import Buffer
 
 STEP = 128  # what estimates and fixed numbers of slots are rounded to; buffers that grow follow their runtime
 SPARE = 3  # times what is needed that a capacity may be before it shrinks
-
-
-def slide_step(config: ModelConfig) -> int:
-    """Slots by whose multiples the contents of a model's local buffers may move with every value bitwise unchanged:
-    ONNX Runtime's CPU sums values over slots in groups of 16,384 / head dimension, of a power of two from 16 to 128."""
-    return max(16_384 // min(max(16, 1 << (stack.head_dim - 1).bit_length()), 128) for stack in config.local)
 
 
 class KVCache:

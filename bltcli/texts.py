@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bltcli.cache import KVCache, slide_step
+from bltcli.cache import KVCache
 from bltcli.config import ModelConfig
 from bltcli.patcher import closes_patch
 from bltcli.sampling import FloatArray
@@ -23,6 +23,12 @@ PREFILL_ROWS = 128
 
 #: Per text: first byte and length of each patch.
 Patches = list[list[tuple[int, int]]]
+
+
+def slide_step(config: ModelConfig) -> int:
+    """Slots by whose multiples the contents of a model's local buffers may move with every value bitwise unchanged:
+    ONNX Runtime's CPU sums values over slots in groups of 16,384 / head dimension, of a power of two from 16 to 128."""
+    return max(16_384 // min(max(16, 1 << (stack.head_dim - 1).bit_length()), 128) for stack in config.local)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from bltcli.bundle import Bundle
-from bltcli.cache import STEP, slide_step
+from bltcli.cache import STEP
 from bltcli.graphs import GRAPHS
 from bltcli.memory import available_bytes
-from bltcli.texts import PREFILL_ROWS
+from bltcli.texts import PREFILL_ROWS, slide_step
 
 SHARE: Final = 0.8  # of what is available; the rest is for what no estimate knows
 BYTES_PER_PATCH: Final = 2  # patches of texts are 3 to 6 bytes long on average

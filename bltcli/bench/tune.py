@@ -67,13 +67,14 @@ def candidates(block_size: int, quality: float | None) -> list[Setting]:
     """What is tried on a model trained on blocks of `block_size` bytes (0: none); `quality` None: only methods that
     write the bytes of `ar`."""
     texts = list(_VERIFIED)
-    blocks = ",".join(str(size) for size in sorted({*(b for b in _BLOCKS if b <= block_size), block_size}))
-    ahead = ",".join(str(size) for size in sorted({min(size, block_size) for size in (2, ONE_PASS_BLOCK)}))
     if block_size:
         unverified = quality is not None
-        whole = _VERIFIED_BLOCKS + (_UNVERIFIED_BLOCKS if unverified else ())
-        one_pass = _VERIFIED_AHEAD + (_UNVERIFIED_AHEAD if unverified else ())
-        texts += [f"{text} block={blocks}" for text in whole] + [f"{text} block={ahead}" for text in one_pass]
+        for methods, sizes in (
+            (_VERIFIED_BLOCKS + _UNVERIFIED_BLOCKS * unverified, (*_BLOCKS, block_size)),
+            (_VERIFIED_AHEAD + _UNVERIFIED_AHEAD * unverified, (2, ONE_PASS_BLOCK)),
+        ):
+            blocks = ",".join(str(size) for size in sorted({min(size, block_size) for size in sizes}))
+            texts += [f"{text} block={blocks}" for text in methods]
     return parse_settings(texts)
 
 

@@ -6,11 +6,11 @@ import math
 from typing import Final, NamedTuple, get_args
 
 from bltcli.bundle import TABLES
-from bltcli.cache import STEP, slide_step
+from bltcli.cache import STEP
 from bltcli.checkpoint import Checkpoint
 from bltcli.config import ModelConfig
 from bltcli.graphs import GRAPHS, Precision, graph_specs
-from bltcli.texts import PREFILL_ROWS
+from bltcli.texts import PREFILL_ROWS, slide_step
 from bltcli_export.exporter import check_bytes, dry_run
 from bltcli_export.graphs import build_graph
 
