@@ -143,10 +143,10 @@ class Step(NamedTuple):
 
 def one_byte(model: Pipeline, ids: IdArray) -> Step:
     """Run the next byte: what the graphs did, seconds, patches closed."""
-    model.work, start, patches = Work(), int(model.lengths[0]), int(model.patches[0])
+    model.ledger.work, start, patches = Work(), int(model.lengths[0]), int(model.patches[0])
     began = time.perf_counter()
     model.extend([ids[start : start + 1]])
-    return Step(model.work, time.perf_counter() - began, int(model.patches[0]) - patches)
+    return Step(model.ledger.work, time.perf_counter() - began, int(model.patches[0]) - patches)
 
 
 def costs(steps: Sequence[Step], bandwidth: float) -> dict[str, Any]:

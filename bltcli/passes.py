@@ -17,10 +17,10 @@ from bltcli.embeddings import Tables
 from bltcli.graphs import GraphName
 from bltcli.ngrams import hash_rows
 from bltcli.sampling import FloatArray
-from bltcli.stats import Work
+from bltcli.stats import Ledger
 from bltcli.texts import PREFILL_ROWS, Patches, Span, Texts
 from bltcli.vocab import OUTPUT_IDS, IdArray
-from bltcli_engines.counting import CountingEngine, Ledger
+from bltcli_engines.counting import CountingEngine
 from bltcli_engines.protocol import Arrays, Engine, Runs, RunsFewRows, Runtime
 from bltcli_engines.state import bind_state
 
@@ -60,9 +60,9 @@ class Passes(Texts):
         self.prefill_rows = PREFILL_ROWS // self.row_multiple * self.row_multiple
         self._pairs = exact and runtime.pairs_texts
         self.promised = exact and runtime.promised  # bitwise, that a row's value depends on nothing else in its call
-        self._ledger = Ledger()
+        self.ledger = Ledger()
         self.engines: dict[GraphName, CountingEngine] = {
-            name: CountingEngine(engine, self._ledger) for name, engine in engines.items()
+            name: CountingEngine(engine, self.ledger) for name, engine in engines.items()
         }
         self._chooses = self.engines["decoder"].chooses
         # byte states that no decoder reads can wait for the end of a patch; in a batch one ends in nearly every call
@@ -71,15 +71,6 @@ class Passes(Texts):
         self._few: Runs | None = None  # the global model for at most half of the rows
         if isinstance(runtime, RunsFewRows) and rows >= FEW:
             self._few = runtime.few_rows(engines["global"], rows // 2 + 1)
-
-    @property
-    def work(self) -> Work:
-        """What passes are charged to; another may be put in its place."""
-        return self._ledger.work
-
-    @work.setter
-    def work(self, work: Work) -> None:
-        self._ledger.work = work
 
     def _pad(self, rows: int, texts: int | None = None) -> int:
         """Rows per text of a call whose values count, of which `rows` are needed; `texts`: of how many, default all."""

@@ -44,6 +44,14 @@ class Work:
 
 
 @dataclass
+class Ledger:
+    """What the passes of a model are charged to at the moment; other work may be put in its place. Engines hold this
+    and not the model, which would then be freed by the garbage collector alone, long after it was dropped."""
+
+    work: Work = field(default_factory=Work)
+
+
+@dataclass
 class DecodeStats:
     """What a generation did. A pass is one run of one graph, whatever the number of rows; the prompt's are apart.
     `text_nfe` counts a pass once for each text that took part: over the number of texts, what a text takes alone, but

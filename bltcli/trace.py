@@ -26,7 +26,6 @@ from bltcli.decoding.driver import CountedModel
 from bltcli.decoding.protocol import Choose
 from bltcli.errors import UsageError
 from bltcli.sampling import FloatArray
-from bltcli.stats import Work
 from bltcli.vocab import MASK, IdArray
 
 VERSION: Final = 1
@@ -41,14 +40,7 @@ class TracingModel:
     def __init__(self, model: CountedModel, emit: Emit) -> None:
         self.model, self._emit = model, emit
         self.prefill_rows, self.max_bytes, self.block_size = model.prefill_rows, model.max_bytes, model.block_size
-
-    @property
-    def work(self) -> Work:
-        return self.model.work
-
-    @work.setter
-    def work(self, work: Work) -> None:
-        self.model.work = work
+        self.ledger = model.ledger
 
     @property
     def lengths(self) -> IdArray:

@@ -150,10 +150,10 @@ def test_a_draft_is_one_submission_and_one_wait(tiny_bundle: TinyBundle) -> None
     ids = sample_text(40)
     model.extend([ids[:30]])
     for n, launches in ((30, 0), (31, 1), (32, 1)):
-        waited, launched, passes = device.synchronised, device.launches, model.work.passes()["decoder"]
+        waited, launched, passes = device.synchronised, device.launches, model.ledger.work.passes()["decoder"]
         assert len(model.draft(ids[n : n + 1], np.array([8]), chooser)[0]) == 8
         assert (device.synchronised - waited, device.launches - launched) == (1, launches)
-        assert model.work.passes()["decoder"] - passes == 8
+        assert model.ledger.work.passes()["decoder"] - passes == 8
         model.extend([ids[n : n + 1]])
 
 

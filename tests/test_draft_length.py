@@ -54,7 +54,7 @@ def test_the_length_that_pays_is_found_and_costs_little_to_find(guess: np.ndarra
     for k in (0, 1, 2, 4, 8, 16):
         texts, fixed[k] = cost(ToyModel(ABC, guess), FixedLength(k))
     model = ToyModel(ABC, guess)
-    length = Watched(AdaptiveLength(clock=lambda: model.work.weight_bytes))
+    length = Watched(AdaptiveLength(clock=lambda: model.ledger.work.weight_bytes))
     found, spent = cost(model, length)
     assert found == texts
     assert spent < 1.08 * min(fixed.values())
@@ -69,7 +69,7 @@ def test_each_record_has_its_own_length() -> None:
     guess = law.copy()
     guess[200:250] = ALWAYS_D[200:250]
     model = ToyModel(law, guess, rows=2)
-    length = AdaptiveLength(clock=lambda: model.work.weight_bytes)
+    length = AdaptiveLength(clock=lambda: model.ledger.work.weight_bytes)
     seen: list[np.ndarray] = []
 
     class Last(Watched):
@@ -87,6 +87,6 @@ def test_each_record_has_its_own_length() -> None:
 
 def test_no_length_beyond_the_longest_is_tried() -> None:
     model = ToyModel(ABC, ABC)
-    length = Watched(AdaptiveLength(longest=4, clock=lambda: model.work.weight_bytes))
+    length = Watched(AdaptiveLength(longest=4, clock=lambda: model.ledger.work.weight_bytes))
     cost(model, length)
     assert set(length.chosen) == {0, 1, 2, 4}

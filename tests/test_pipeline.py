@@ -135,8 +135,8 @@ def test_the_global_model_runs_for_the_rows_that_closed_a_patch(tiny: Bundle, mo
     for at in range(150):
         logits = whole.extend([text[at : at + 1] for text in texts[:3]])[:, 0]
         assert np.array_equal(logits, found[:3, at])
-    assert model.work.passes()["patcher"] == whole.work.passes()["patcher"]
-    assert model.work.kv_bytes < 2 * whole.work.kv_bytes
+    assert model.ledger.work.passes()["patcher"] == whole.ledger.work.passes()["patcher"]
+    assert model.ledger.work.kv_bytes < 2 * whole.ledger.work.kv_bytes
     assert len(sizes) == calls
 
 
@@ -201,7 +201,7 @@ def test_a_dropped_model_is_freed_at_once(tiny: Bundle, texts: int) -> None:
 def test_one_global_pass_per_patch_when_going_byte_by_byte(tiny: Bundle) -> None:
     model = open_model(tiny)
     run(model, sample_text(300), [1] * 300)
-    passes = model.work.passes()
+    passes = model.ledger.work.passes()
     assert passes["global"] == int(model.patches[0])
     assert passes["patcher"] == passes["decoder"] == 300
     reads_states = tiny.config.decoder.input == "encoder"
@@ -211,7 +211,7 @@ def test_one_global_pass_per_patch_when_going_byte_by_byte(tiny: Bundle) -> None
 def test_at_most_one_global_pass_per_call(tiny: Bundle) -> None:
     model = open_model(tiny)
     run(model, sample_text(300), [20] * 15)
-    assert model.work.passes() == {"patcher": 15, "encoder": 15, "global": 15, "decoder": 15}
+    assert model.ledger.work.passes() == {"patcher": 15, "encoder": 15, "global": 15, "decoder": 15}
 
 
 def test_the_unpadded_opt_out_stays_close(tiny: Bundle) -> None:

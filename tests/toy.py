@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bltcli.decoding.denoise import OfLogits, Unmask, probabilities
 from bltcli.decoding.protocol import Choose
 from bltcli.sampling import FloatArray
-from bltcli.stats import Work
+from bltcli.stats import Ledger
 from bltcli.vocab import OUTPUT_IDS, IdArray
 
 CONTEXT = 4096
@@ -35,7 +35,7 @@ class ToyModel:
         self.law, self.guess, self.context = law, guess, context
         self.texts: list[list[int]] = [[] for _ in range(rows)]
         self.undecoded = np.zeros(rows, dtype=np.int64)
-        self.work = Work()
+        self.ledger = Ledger()
         self._nursery: ToyModel | None = None
 
     @property
@@ -80,7 +80,7 @@ class ToyModel:
         for row, new in enumerate(ids):
             logits[row, : len(new)] = self.law[new]
         self.undecoded[:] = 0
-        self.work.charge("decoder", 10, 1)
+        self.ledger.work.charge("decoder", 10, 1)
         return logits
 
     def absorb(self, ids: Sequence[IdArray], *, peek: bool = False) -> None:
@@ -89,7 +89,7 @@ class ToyModel:
             self.texts[row] += new.tolist()
             self.undecoded[row] += len(new)
         for graph, weight_bytes in (("patcher", 1), ("encoder", 2), ("global", 100)):
-            self.work.charge(graph, weight_bytes, 1)
+            self.ledger.work.charge(graph, weight_bytes, 1)
 
     def draft(self, pending: IdArray, counts: IdArray, choose: Choose) -> list[IdArray]:
         assert not self.undecoded.any()
@@ -99,7 +99,7 @@ class ToyModel:
                 last = (drafts[row] or [pending[row]])[-1]
                 position = np.array([len(self.texts[row]) + step + 1])
                 drafts[row].append(int(choose(self.guess[[last]], np.array([row]), position)[0]))
-            self.work.charge("decoder", 10, 1)
+            self.ledger.work.charge("decoder", 10, 1)
         return [np.array(draft, dtype=np.int64) for draft in drafts]
 
     def denoise(
@@ -121,7 +121,7 @@ class ToyModel:
                     logits[row][shown] = now[shown]
                     chosen = choose(now[shown], np.full_like(shown, row), places)
                     known[row] |= dict(zip(shown.tolist(), chosen.tolist(), strict=True))
-            self.work.charge("decoder", 10, 1)
+            self.ledger.work.charge("decoder", 10, 1)
         blocks = [
             np.array([ids[i] for i in range(count)], dtype=np.int64) for ids, count in zip(known, counts, strict=True)
         ]

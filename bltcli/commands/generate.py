@@ -177,7 +177,7 @@ def watched(
     watchers: list[Emit] = []
 
     def emit(event: Event) -> None:
-        if pipeline.work is stats.decode:
+        if pipeline.ledger.work is stats.decode:
             for watcher in watchers:
                 watcher(event)
 

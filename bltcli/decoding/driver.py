@@ -13,7 +13,7 @@ from bltcli.decoding.rows import NOTHING, Rows, where
 from bltcli.decoding.stop import FinishReason, Output, Stop
 from bltcli.errors import UsageError
 from bltcli.sampling import FloatArray, Sampler
-from bltcli.stats import DecodeStats, Work
+from bltcli.stats import DecodeStats, Ledger
 from bltcli.vocab import IdArray, encode
 
 
@@ -41,15 +41,10 @@ Refused = Callable[[Request, UsageError], None]
 
 
 class CountedModel(ByteModel, Protocol):
-    """A byte model whose passes are charged to `work` (see the counting engine), and whose rows texts may join."""
+    """A byte model whose passes are charged to the work in its `ledger`, and whose rows texts may join."""
 
     prefill_rows: int  # most byte rows per text in one call
-
-    @property
-    def work(self) -> Work: ...
-
-    @work.setter
-    def work(self, work: Work) -> None: ...
+    ledger: Ledger
 
     @property
     def nursery(self) -> CountedModel:
@@ -143,7 +138,7 @@ class Lane:
     def collect(self) -> DecodeStats:
         """What was counted up to now; the lane begins to count anew."""
         stats, self._rows.stats = self._rows.stats, DecodeStats()
-        self._model.work = self._rows.stats.decode
+        self._model.ledger.work = self._rows.stats.decode
         return stats
 
     def leave(self) -> None:
@@ -218,11 +213,11 @@ def prefill(
     for group in [fitting] if together and fitting else [{row: ids} for row, ids in fitting.items()]:
         try:
             if together:
-                model.work = stats.prefill
+                model.ledger.work = stats.prefill
                 yield from _last_logits(model, group).items()
             else:
                 (row,) = group
-                model.nursery.work = stats.prefill
+                model.nursery.ledger.work = stats.prefill
                 last = _last_logits(model.nursery, {0: group[row]})[0]
                 model.adopt(row, model.nursery, 0)
                 yield row, last
@@ -233,7 +228,7 @@ def prefill(
                 for row, ids in group.items():
                     yield from prefill(model, {row: ids}, stats)
         finally:
-            model.work = stats.decode
+            model.ledger.work = stats.decode
 
 
 def _last_logits(model: CountedModel, texts: Mapping[int, IdArray]) -> dict[int, FloatArray]:

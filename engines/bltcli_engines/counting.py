@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -11,17 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bltcli.graphs import GraphSpec
-from bltcli.stats import Work
+from bltcli.stats import Ledger
 from bltcli.vocab import IdArray
 from bltcli_engines.protocol import Arrays, Buffer, DraftsBytes, Engine, Runs
-
-
-@dataclass
-class Ledger:
-    """What the passes of a model are charged to at the moment. Engines hold this and not the model, which would then be
-    freed by the garbage collector alone, long after it was dropped."""
-
-    work: Work = field(default_factory=Work)
 
 
 class CountingEngine:
