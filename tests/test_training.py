@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
@@ -22,7 +23,7 @@ from bltcli.errors import ModelError, UsageError
 from bltcli.nn import Blt
 from bltcli.train.config import OptimiserConfig, PhaseConfig, load_config
 from bltcli.train.data import Corpus, held_out, pack, translation
-from bltcli.train.loop import Figures, Trainer, learning_rate
+from bltcli.train.loop import Figures, Trainer, learning_rate, make_optimisers
 from bltcli.train.objective import NextByteObjective, PatcherObjective, asked, predicted
 from bltcli.train.recipe import train
 from bltcli.train.start import bytes_per_patch, calibrate, entropies
@@ -196,13 +197,23 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("stopped_in", "blocks"), [("patcher", False), ("blt", False), ("blt", True)])
+@pytest.mark.parametrize(
+    ("stopped_in", "blocks", "muon"),
+    [("patcher", False, False), ("blt", False, False), ("blt", True, False), ("blt", False, True)],
+)
 def test_a_resumed_run_has_exactly_the_losses_of_an_unbroken_one(
-    recipe: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_in: str, blocks: bool
+    recipe: Path,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stopped_in: str,
+    blocks: bool,
+    muon: bool,
 ) -> None:
     if blocks:
         with_blocks(recipe)
     config = load_config(recipe)
+    config = dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, muon=muon))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     figures = train(config, data_root, whole, resume=False, show=quiet)
 
@@ -256,8 +267,10 @@ def test_an_earlier_run_is_neither_overwritten_nor_resumed_unasked(
         train(config, data_root, tmp_path / "out", resume=False, show=quiet)
 
 
-def test_both_losses_fall_on_a_toy_text(recipe: Path, data_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("muon", [False, True])
+def test_both_losses_fall_on_a_toy_text(recipe: Path, data_root: Path, tmp_path: Path, muon: bool) -> None:
     config = load_config(recipe)
+    optimiser = dataclasses.replace(config.optimiser, muon=muon)
     corpus = Corpus(config.data, data_root, "train")
     model = tiny_model(recipe)
     phase = dataclasses.replace(config.blt, steps=60, learning_rate=1e-2)
@@ -266,9 +279,42 @@ def test_both_losses_fall_on_a_toy_text(recipe: Path, data_root: Path, tmp_path:
         (NextByteObjective(), [model.encoder, model.global_model, model.decoder]),
     ):
         records: list[dict[str, Any]] = []
-        Trainer(model, parts, objective, corpus, phase, config.optimiser, tmp_path / "s.pt").run(records.append)
+        Trainer(model, parts, objective, corpus, phase, optimiser, tmp_path / "s.pt").run(records.append)
         assert records[0]["bits_per_byte"] > 7
         assert records[-1]["bits_per_byte"] < 3.5
+
+
+def test_muon_takes_linear_weights_but_the_outputs_and_adamw_the_rest(recipe: Path) -> None:
+    model = tiny_model(recipe)
+    parts = [model.encoder, model.global_model, model.decoder]
+    adamw, muon = make_optimisers(parts, OptimiserConfig(muon=True, weight_decay=0.25))
+    assert isinstance(muon, torch.optim.Muon)
+    names = {id(p): name for name, p in model.named_parameters() if not name.startswith("patcher.")}
+    taken = [[names[id(p)] for group in each.param_groups for p in group["params"]] for each in (adamw, muon)]
+    assert sorted(taken[0] + taken[1]) == sorted(names.values())
+    assert "decoder.lm_head.weight" in taken[0]
+    assert all(not name.endswith("_proj.weight") and "projection" not in name for name in taken[0])
+    assert all(name.endswith("_proj.weight") or "projection" in name for name in taken[1])
+    assert [group["weight_decay"] for each in (adamw, muon) for group in each.param_groups] == [0.25, 0.0, 0.25]
+    assert len(make_optimisers(parts, OptimiserConfig())) == 1
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_in_bfloat16_loss_and_gradient_are_nearly_those_of_float32(
+    recipe: Path, data_root: Path, kv_heads: int
+) -> None:
+    recipe.write_text(recipe.read_text().replace("num_kv_heads = 2", f"num_kv_heads = {kv_heads}"))
+    model, ids = tiny_model(recipe), Corpus(load_config(recipe).data, data_root, "train").batch(0)
+    losses, gradients = [], []
+    for bf16 in (False, True):
+        model.zero_grad()
+        terms = NextByteObjective()(model, ids, bf16)
+        terms.loss.backward()
+        losses.append(terms.loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+    assert losses[1] != losses[0]
+    torch.testing.assert_close(F.cosine_similarity(*gradients, dim=0), torch.tensor(1.0), rtol=0, atol=1e-2)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_before_it_does_harm(

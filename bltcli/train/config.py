@@ -84,12 +84,13 @@ class PhaseConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
-    """AdamW and how a step is computed."""
+    """AdamW, or Muon beside it, and how a step is computed."""
 
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1  # of linear weights; embeddings and norms are not decayed
+    muon: bool = False  # Muon for linear weights but the output's; beta1, beta2 and eps are AdamW's alone
     clip: float = 1.0
     accumulate: int = 1  # batches per step
     bf16: bool = False  # autocast of the trained part; the frozen patcher always runs in float32

@@ -34,16 +34,23 @@ def learning_rate(step: int, phase: PhaseConfig) -> float:
     return phase.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def make_optimiser(parts: Iterable[nn.Module], config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW over `parts`; only linear weights are decayed."""
+def make_optimisers(parts: Iterable[nn.Module], config: OptimiserConfig) -> list[torch.optim.Optimizer]:
+    """AdamW over `parts`; only linear weights are decayed. With `config.muon`, Muon takes those of them that are not
+    the output's, its updates scaled to the size of AdamW's, so that one learning rate suits both (Liu et al., "Muon is
+    scalable for LLM training", arXiv 2502.16982)."""
+    hidden: list[Tensor] = []
     decayed: list[Tensor] = []
     others: list[Tensor] = []
     for part in parts:
-        for module in part.modules():
-            kind = decayed if isinstance(module, nn.Linear) else others
+        for name, module in part.named_modules():
+            linear = hidden if config.muon and name != "lm_head" else decayed
+            kind = linear if isinstance(module, nn.Linear) else others
             kind.extend(module.parameters(recurse=False))
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    adamw = torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    if not hidden:
+        return [adamw]
+    return [adamw, torch.optim.Muon(hidden, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")]
 
 
 class Figures:
@@ -91,12 +98,17 @@ class Trainer:
     ) -> None:
         self.model, self.objective, self.corpus = model, objective, corpus
         self.phase, self.config, self.state_file, self.world = phase, optimiser, state_file, world
-        self.optimiser = make_optimiser(parts, optimiser)
-        self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        self.optimisers = make_optimisers(parts, optimiser)
+        self.parameters = [p for group in self.groups for p in group["params"]]
         self.step = 0
         self.seen_bytes = 0
         self.saved: Callable[[], None] = lambda: None  # called in the first process after each save
         self.ahead = world.on_gpu  # on a CPU the two would only take turns
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of all optimisers; `load_state_dict` puts others in their place."""
+        return [group for each in self.optimisers for group in each.param_groups]
 
     def run(self, log: Log, until: float = math.inf) -> bool:
         """Train to the phase's last step, or until `time.monotonic()` reads `until`, saving on the way and at the end.
@@ -109,7 +121,7 @@ class Trainer:
             if self.step % self.config.log_every == 0 or last:
                 rate = (self.seen_bytes - seen) / (time.perf_counter() - started)
                 log({"step": self.step, **figures.means(), "bytes": self.seen_bytes,
-                     "learning_rate": self.optimiser.param_groups[0]["lr"], "bytes_per_s": round(rate)})  # fmt: skip
+                     "learning_rate": self.groups[0]["lr"], "bytes_per_s": round(rate)})  # fmt: skip
                 started, seen, figures = time.perf_counter(), self.seen_bytes, Figures()
             if self.step % self.config.save_every == 0 or last:
                 self.save()
@@ -136,7 +148,7 @@ class Trainer:
 
     def take_step(self, batches: Iterator[Any]) -> Figures:
         """One optimiser step; the figures of its batches in all processes."""
-        for group in self.optimiser.param_groups:
+        for group in self.groups:
             group["lr"] = learning_rate(self.step, self.phase)
         done = []
         for _ in range(self.config.accumulate):
@@ -150,8 +162,9 @@ class Trainer:
                 parameter.grad /= figures.bytes
         if not nn.utils.clip_grad_norm_(self.parameters, self.config.clip).isfinite():
             raise ModelError(f"the gradient of step {self.step + 1} is not finite; lower learning_rate and --resume")
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         self.step += 1
         self.seen_bytes += int(figures.bytes)
         return figures
@@ -162,7 +175,7 @@ class Trainer:
         if self.world.first:
             state = {
                 "model": self.model.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
+                "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
                 "step": self.step,
                 "seen_bytes": self.seen_bytes,
                 "random": torch.get_rng_state(),
@@ -181,8 +194,9 @@ class Trainer:
         state = torch.load(self.state_file, map_location="cpu", weights_only=True)
         try:
             self.model.load_state_dict(state["model"])
-            self.optimiser.load_state_dict(state["optimiser"])
-        except (RuntimeError, ValueError) as error:
+            for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
+        except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ModelError(f"{self.state_file}: is of another recipe ({reason}); use --fresh") from error
         self.step, self.seen_bytes = state["step"], state["seen_bytes"]
