@@ -7,7 +7,8 @@ An event is a flat dictionary, a trace one JSON object per line. Positions count
     {"event": "reveal", "position": 9, "pending": [105], "ids": [260, 120]}   a block after one denoising pass
     {"event": "verify", "position": 9, "ids": [105, 36, 120]}   a full pass: what is pending, one byte or, where
                                                                 some are kept unverified, several; then the draft
-    {"event": "keep",   "length": 11}                           of what was run, this much of the text stays
+    {"event": "keep",   "length": 11}                           of what was run, this much of the text stays; in
+                                                                traces also "drafted" and "accepted", up to here
     {"event": "absorb", "position": 9, "ids": [36, 120]}        committed unverified, now encoded
 
 `position` is that of the first pending byte, or of the first id where none is pending.

@@ -36,7 +36,7 @@ class Picture:
         self.text = list(prompt)  # ids that were run
         self.flight: list[Cell] = []  # beyond them
         self.doing = ""
-        self.counts = {"drafted": 0, "kept": 0}
+        self.drafts = ""  # how many were kept, where the event says so
         self._running: list[int] = []
 
     def follow(self, event: Event) -> None:
@@ -56,9 +56,8 @@ class Picture:
             self.text, self.flight = self.text[: event["position"]] + ids, []
         elif kind == "keep":
             kept = event["length"] - len(self.text)
-            if self._running:
-                self.counts["drafted"] += len(self._running) - 1
-                self.counts["kept"] += kept - 1
+            if event.get("drafted"):
+                self.drafts = f"; {event['accepted']} of {event['drafted']} drafted bytes kept"
             self.flight = [(i, "refused") for i in self._running[kept:]]
             self.text += self._running[: max(0, kept)]
             self._running = []
@@ -86,7 +85,7 @@ class Picture:
         for kind in ("masked", "drafted", "verifying", "refused"):
             drawn.append(f"{'░' if kind == 'masked' else ''}{kind}", STYLES[kind])
             drawn.append("  ")
-        drawn.append(f"{self.doing}; {self.counts['kept']} of {self.counts['drafted']} drafted bytes kept", "dim")
+        drawn.append(self.doing + self.drafts, "dim")
         return drawn
 
 

@@ -45,7 +45,6 @@ def test_a_picture_that_follows_the_events_ends_with_the_text(options: dict[str,
         written = picture.text[: len(ids)]
         assert written == ids[: len(written)]
         assert len(ids) - len(written) <= 16  # what was committed last is never run
-        assert picture.counts["kept"] <= picture.counts["drafted"]
 
 
 def test_a_block_is_seen_as_it_is_revealed_and_a_draft_as_it_is_refused() -> None:
@@ -58,7 +57,6 @@ def test_a_block_is_seen_as_it_is_revealed_and_a_draft_as_it_is_refused() -> Non
         picture.follow(event)
         refused += [cell[0] for cell in picture.flight if cell[1] == "refused"]
     assert refused[:2] == [OFFSET + ord("d")] * 2
-    assert picture.counts["drafted"] > picture.counts["kept"] == 0
 
 
 def test_lines_are_cut_at_the_terminals_width_and_bytes_become_characters() -> None:
@@ -99,6 +97,20 @@ def test_generate_records_and_replay_writes_what_was_run(tmp_path: Path) -> None
         refused = here("generate", "--model", "bundle", "-p", "x", *args)
         assert refused.returncode == 2
         assert reason in one_line(refused)
+
+
+def test_a_trace_counts_drafts_as_the_statistics_do(tmp_path: Path) -> None:
+    trace, stats = tmp_path / "trace.jsonl", tmp_path / "stats.json"
+    method = ["--method", "blt-s", "-k", "3", "--trace", str(trace), "--stats-json", str(stats)]
+    done = here("generate", "--model", "bundle", "-p", "hello", "-n", "60", "--ignore-eos", *method)
+    assert done.returncode == 0
+    said = json.loads(stats.read_text())
+    (*_, last) = (event for event in read_trace(trace.read_bytes(), "t") if event["event"] == "keep")
+    assert (last["drafted"], last["accepted"]) == (said["drafted"], said["accepted"])
+    assert said["drafted"] > 0
+    picture = Picture(PROMPT)
+    picture.follow(last)
+    assert f"{said['accepted']} of {said['drafted']} drafted bytes kept" in picture.draw(40).plain
 
 
 def test_the_picture_is_drawn_on_the_terminal_and_stdout_has_the_bytes(terminal: tuple[int, int]) -> None:

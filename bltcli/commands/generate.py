@@ -178,6 +178,8 @@ def watched(
 
     def emit(event: Event) -> None:
         if pipeline.ledger.work is stats.decode:
+            if event["event"] == "keep":
+                event |= {"drafted": stats.drafted, "accepted": stats.accepted}
             for watcher in watchers:
                 watcher(event)
 
