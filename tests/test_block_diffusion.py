@@ -218,7 +218,7 @@ def test_a_block_sees_nothing_of_the_clean_bytes_it_must_guess(model: Blt) -> No
 def test_blocks_are_a_function_of_the_batch_and_the_seed(model: Blt) -> None:
     ids = sample_text(96, 5)[None]
     objectives = [BlockDiffusion(block_sizes=(4, 8), blocks_per_row=2, random_starts=0.5, seed=s) for s in (0, 0, 1)]
-    values = [float(objective(model, ids, False).loss) for objective in objectives]
+    values = [objective(model, ids, False).loss.item() for objective in objectives]
     assert values[0] == values[1] != values[2]
 
 
