@@ -95,10 +95,10 @@ class KVCache:
         """
         bias: NDArray[np.float32] = self._sight(window)[own]
         if blocks is not None:
-            numbers, (first, end) = np.arange(own.shape[1]), (of_row[:, None] for of_row in blocks)
-            last = np.where((first <= numbers) & (numbers < end), own[:, :1] + end - 1, own)
-            slots = np.arange(self.capacity)
-            bias[(own[:, :, None] < slots) & (slots <= last[:, :, None])] = 0
+            firsts, ends = blocks
+            for of_text, slot, first, end in zip(bias, own[:, 0].tolist(), firsts.tolist(), ends.tolist(), strict=True):
+                for number in range(first, end - 1):
+                    of_text[number, slot + number + 1 : slot + end] = 0
         return bias[:, None]
 
     def _sight(self, window: int | None) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bltcli.decoding import METHODS, MethodOptions
-from bltcli.decoding.denoise import probabilities
+from bltcli.decoding.denoise import OfLogits
 from bltcli.decoding.driver import generate_texts
 from bltcli.decoding.stop import Stop
 from bltcli.errors import UsageError
@@ -245,7 +245,7 @@ def test_one_byte_at_a_time_draws_from_the_chain_itself(options: dict[str, Any])
     draws whole blocks from the chain. Revealing all at once draws independent marginals: the negative control."""
     law = np.full((260, 260), -30, dtype=np.float32)
     law[np.ix_([A, B, C], [A, B, C])] = np.log([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.3, 0.6, 0.1]])
-    transition = probabilities(law)
+    transition = OfLogits(law).probabilities
     runs, stop = 2000, Stop(max_bytes=4)
     sampler = Sampler(temperature=1.0, seed=2)
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from bltcli.decoding.denoise import OfLogits, Unmask, probabilities
+from bltcli.decoding.denoise import OfLogits, Unmask
 from bltcli.decoding.protocol import Choose
 from bltcli.sampling import FloatArray
 from bltcli.stats import Ledger
@@ -151,7 +151,7 @@ class ToyModel:
 @lru_cache(maxsize=200)
 def transitions(guess: bytes, steps: int) -> NDArray[np.float64]:
     """Probabilities [260, 260] of the id `steps` further on, under the chain with these logits."""
-    one = probabilities(np.frombuffer(guess, dtype=np.float32).reshape(OUTPUT_IDS, OUTPUT_IDS))
+    one = OfLogits(np.frombuffer(guess, dtype=np.float32).reshape(OUTPUT_IDS, OUTPUT_IDS)).probabilities
     return one if steps == 1 else transitions(guess, steps - 1) @ one
 
 

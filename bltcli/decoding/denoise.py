@@ -38,20 +38,27 @@ class OfLogits:
         self._logits = logits
 
     @cached_property
-    def _p(self) -> NDArray[np.float64]:
-        return probabilities(self._logits)
+    def _odds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of each id that can be generated beside the likeliest, [n, B, 260], and their sum, [n, B]."""
+        allowed = self._logits.astype(np.float64)
+        allowed[..., NEVER_GENERATED] = -np.inf
+        odds = np.exp(allowed - allowed.max(axis=-1, keepdims=True))
+        return odds, odds.sum(axis=-1)
 
     @cached_property
-    def _likeliest(self) -> Any:
-        return self._p.max(axis=-1)
+    def confidence(self) -> Any:
+        return 1 / self._odds[1]
 
     @property
-    def confidence(self) -> Any:
-        return self._likeliest
+    def probabilities(self) -> NDArray[np.float64]:
+        """Of each id that can be generated, [n, B, 260]."""
+        odds, total = self._odds
+        return odds / total[..., None]
 
     @property
     def entropy(self) -> Any:
-        return -(self._p * np.log(np.where(self._p > 0, self._p, 1))).sum(axis=-1)
+        p = self.probabilities
+        return -(p * np.log(np.where(p > 0, p, 1))).sum(axis=-1)
 
 
 @dataclass(frozen=True)
@@ -176,12 +183,3 @@ def make_unmask(name: str, alpha: float, gamma: float) -> Unmask:
     if name not in rules:
         raise UsageError(f"--unmask is {name!r}; use one of {', '.join(rules)}")
     return rules[name]()
-
-
-def probabilities(logits: FloatArray) -> NDArray[np.float64]:
-    """softmax over the ids that can be generated, float64 [..., 260]."""
-    allowed = logits.astype(np.float64)
-    allowed[..., NEVER_GENERATED] = -np.inf
-    scores = np.exp(allowed - allowed.max(axis=-1, keepdims=True))
-    p: NDArray[np.float64] = scores / scores.sum(axis=-1, keepdims=True)
-    return p
