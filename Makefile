@@ -65,9 +65,10 @@ bench: $(TEST_VENV)/.installed
 bench-gpu:
 	$(PYTHON) benchmarks/gpu.py $(BENCH_GPU)
 
-# docs/results.md, from what `make bench` measured
+# docs/results.md, from what `make bench` and benchmarks/translation.py measured
 results:
 	$(TEST_VENV)/bin/python benchmarks/section.py benchmarks/results/builtin.json docs/results.md
+	$(TEST_VENV)/bin/python benchmarks/overview.py
 
 clean:
 	rm -rf $(VENV) $(TEST_VENV) build dist
