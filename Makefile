@@ -58,6 +58,9 @@ bench: $(TEST_VENV)/.installed
 		--run 'blt-d block=4,8' --run 'blt-d block=8 unmask=prefix commit=patches' --run 'blt-d block=4 commit=sure' \
 		--run 'blt-dv block=4,8' --run 'blt-h block=4 trust=1' --run auto \
 		--repeats 7 --format json -o benchmarks/results/builtin.json
+	$(TEST_VENV)/bin/bltcli bench benchmarks/sentences.jsonl --run 'ar exact=no,yes' --run 'blt-s k=2,4,8' --run 'blt-dv block=4,8' \
+		--run 'blt-h block=4 trust=1' --run 'blt-d block=4 commit=sure alpha=0.7,0.9' --run auto \
+		--repeats 7 --format json -o benchmarks/results/builtin-sentences.json
 	$(TEST_VENV)/bin/python benchmarks/exactness.py
 
 # installs nothing: uses what PYTHON finds, see docs/gpu.md; goes on where it was stopped
@@ -68,6 +71,7 @@ bench-gpu:
 # docs/results.md, from what `make bench` and benchmarks/translation.py measured
 results:
 	$(TEST_VENV)/bin/python benchmarks/section.py benchmarks/results/builtin.json docs/results.md
+	$(TEST_VENV)/bin/python benchmarks/section.py benchmarks/results/builtin-sentences.json docs/results.md
 	$(TEST_VENV)/bin/python benchmarks/overview.py
 
 clean:

@@ -12,12 +12,21 @@ from bltcli.atomic import write_atomically
 from bltcli.bench.compare import read_report
 from bltcli.bench.formats import as_markdown
 
-TITLE = """## Methods side by side
-
-Written by `make results` from `{name}`. Where the end of text is ignored, a greedy text soon repeats itself, and n-gram
-drafts (`auto`) gain from that what they do not gain from a text that goes on.
-
-"""
+#: Report -> name of the section, its title, and what is to be known.
+SECTIONS = {
+    "builtin": (
+        "bench",
+        "Methods side by side",
+        "Where the end of text is ignored, a greedy text soon repeats itself, and n-gram\n"
+        "drafts (`auto`) gain from that what they do not gain from a text that goes on.",
+    ),
+    "builtin-sentences": (
+        "bench-sentences",
+        "Sentences, translated",
+        "Ten sentences of Tatoeba's test set in each of four directions\n"
+        "(`benchmarks/sentences.jsonl`), each to its end: what a translator does, one text at a time.",
+    ),
+}
 
 
 def write_section(file: Path, name: str, section: str) -> None:
@@ -36,8 +45,9 @@ def main() -> None:
     parser.add_argument("report")
     parser.add_argument("file", type=Path)
     options = parser.parse_args()
-    section = TITLE.format(name=options.report) + as_markdown(read_report(options.report))
-    write_section(options.file, "bench", section)
+    name, title, note = SECTIONS[Path(options.report).stem]
+    head = f"## {title}\n\nWritten by `make results` from `{options.report}`. {note}\n\n"
+    write_section(options.file, name, head + as_markdown(read_report(options.report)))
 
 
 if __name__ == "__main__":
