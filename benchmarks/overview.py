@@ -57,7 +57,7 @@ def _cost(row: Row, ar: Row) -> str:
 def section(reports: Sequence[Report]) -> str:
     """The tables as Markdown."""
     star = any(report["bundle_sha256"] != reports[0]["bundle_sha256"] for report in reports)
-    note = " \\*: of the model before, before it was trained on." if star else ""
+    note = " \\*: with the model before its last training." if star else ""
     return f"""## In short
 
 Written by `python benchmarks/overview.py` from the reports of the tables below.{note}
