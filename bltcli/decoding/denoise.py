@@ -45,7 +45,7 @@ class OfLogits:
         odds = np.exp(allowed - allowed.max(axis=-1, keepdims=True))
         return odds, odds.sum(axis=-1)
 
-    @cached_property
+    @property
     def confidence(self) -> Any:
         return 1 / self._odds[1]
 
