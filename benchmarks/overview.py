@@ -14,7 +14,7 @@ from typing import Any
 
 from common import RESULTS
 from section import write_section
-from translation import DOCUMENT, Report
+from translation import DOCUMENT, Report, scores
 
 PRICE = "translation-price"
 FILES = ("translation", "translation-held-out", "translation-flores101")
@@ -41,7 +41,7 @@ def table(reports: Sequence[Report], columns: Mapping[str, str], cell: Callable[
     for report in reports:
         rows = {row["setting"]: row for row in report["settings"]}
         cells = [cell(rows[name], rows["ar"]) if name in rows else "" for name in columns.values()]
-        star = "" if report["bundle_sha256"] == reports[0]["bundle_sha256"] else " \\*"
+        star = " \\*" if _of_another(report, reports) else ""
         lines.append(_line([f"{report['set']}, {report['direction']}{star}", *cells]))
     return "\n".join(lines)
 
@@ -50,13 +50,17 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _of_another(report: Report, reports: Sequence[Report]) -> bool:
+    return bool(report["bundle_sha256"] != reports[0]["bundle_sha256"])
+
+
 def _cost(row: Row, ar: Row) -> str:
     return f"{row['nfe']['decoder'] / ar['nfe']['decoder']:.2f}, {row['gigabytes'] / ar['gigabytes']:.2f}"
 
 
 def section(reports: Sequence[Report]) -> str:
     """The tables as Markdown."""
-    star = any(report["bundle_sha256"] != reports[0]["bundle_sha256"] for report in reports)
+    star = any(_of_another(report, reports) for report in reports)
     note = " \\*: with the model before its last training." if star else ""
     return f"""## In short
 
@@ -79,12 +83,8 @@ def price(reports: Sequence[Report]) -> str:
     """What `ar` of a model with blocks and of its baseline write, as Markdown."""
     lines = ["| set | BLEU | chrF++ | baseline: BLEU | chrF++ |", f"|---|{'---:|' * 4}"]
     for report in reports:
-        cells = [f"{report['set']}, {report['direction']}"]
-        for source in (report, report["baseline"]):
-            (row,) = source["settings"]
-            found = {metric: each["interval"] for metric, each in source["significance"]["ar"].items()}
-            cells += [f"{row['scores'][metric]:.1f} ± {found[metric]:.1f}" for metric in ("BLEU", "chrF++")]
-        lines.append(_line(cells))
+        both = [cell for source in (report, report["baseline"]) for cell in scores(source, source["settings"][0])]
+        lines.append(_line([f"{report['set']}, {report['direction']}", *both]))
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,12 @@ def evaluate(name: str, o: argparse.Namespace, model: str, runs: Sequence[str]) 
     return {"set": name, "differ": done.returncode == 5, **json.loads(done.stdout)}
 
 
+def scores(report: Report, row: Mapping[str, Any]) -> list[str]:
+    """BLEU and chrF++ of a row of `report`, with their intervals."""
+    found = report["significance"][row["setting"]]
+    return [f"{row['scores'][metric]:.1f} ± {found[metric]['interval']:.1f}" for metric in ("BLEU", "chrF++")]
+
+
 def table(report: Report) -> str:
     """One set as Markdown."""
     lines = [
@@ -69,12 +75,10 @@ def table(report: Report) -> str:
     ]
     for title, source in (("`ar`, baseline", report.get("baseline")), ("", report)):
         for row in source["settings"] if source else ():
-            interval = {metric: found["interval"] for metric, found in source["significance"][row["setting"]].items()}
-            scores = [f"{row['scores'][metric]:.1f} ± {interval[metric]:.1f}" for metric in ("BLEU", "chrF++")]
             passes = ", ".join(f"{row['nfe'][graph]:.0f}" for graph in ("decoder", "encoder", "global"))
             cells = [
-                title or row["setting"], *scores, _percent(row["acceptance"]), passes, _percent(row["decrease"]),
-                f"{row['bytes_per_s']:.0f}", f"{row['bytes_per_patch']:.2f}",
+                title or row["setting"], *scores(source, row), _percent(row["acceptance"]), passes,
+                _percent(row["decrease"]), f"{row['bytes_per_s']:.0f}", f"{row['bytes_per_patch']:.2f}",
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
