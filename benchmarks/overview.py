@@ -51,7 +51,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _of_another(report: Report, reports: Sequence[Report]) -> bool:
-    return bool(report["bundle_sha256"] != reports[0]["bundle_sha256"])
+    return bool(report["checkpoint_sha256"] != reports[0]["checkpoint_sha256"])
 
 
 def _cost(row: Row, ar: Row) -> str:

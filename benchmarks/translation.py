@@ -24,6 +24,9 @@ from typing import Any
 from common import RESULTS, command, write_rows
 from section import write_section
 
+from bltcli.bundle import open_bundle
+from bltcli.models import resolve_bundle
+
 RULES = ("confidence", "entropy", "one-step")
 RUNS = (
     "ar",
@@ -57,7 +60,8 @@ def evaluate(name: str, o: argparse.Namespace, model: str, runs: Sequence[str]) 
     done = subprocess.run(call, stdout=subprocess.PIPE, check=False)
     if done.returncode not in (0, 5):  # 5: texts differ that must not, which the report says
         sys.exit(done.returncode)
-    return {"set": name, "differ": done.returncode == 5, **json.loads(done.stdout)}
+    weights = open_bundle(resolve_bundle(model, None, print)).manifest["source"]["sha256"]
+    return {"set": name, "differ": done.returncode == 5, "checkpoint_sha256": weights, **json.loads(done.stdout)}
 
 
 def scores(report: Report, row: Mapping[str, Any]) -> list[str]:

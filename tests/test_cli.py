@@ -73,7 +73,7 @@ def test_statistics_have_their_keys_and_agree_with_the_output() -> None:
     parameters = {name: graph["parameters"] for name, graph in manifest["graphs"].items()}
     assert set(facts) >= STATISTICS
     assert (facts["new_bytes"], facts["prompt_bytes"], facts["finish_reason"]) == (40, 4, "length")
-    assert (facts["method"], facts["k"], facts["engine"], facts["precision"]) == ("blt-s", 8, "ort-cpu", "fp32")
+    assert (facts["method"], facts["k"], facts["engine"], facts["precision"]) == ("blt-s", "auto", "ort-cpu", "fp32")
     assert facts["paper_gb"] == paper_gb(facts["nfe"], parameters)
     assert (done.stderr, len(facts["bundle_sha256"])) == (b"", 64)
 

@@ -85,7 +85,7 @@ def test_a_decrease_is_against_plain_decoding() -> None:
     [
         ("ar", 0, "BLT", "AR"),
         ("blt-s k=4", 0, "BLT-S", "k=4"),
-        ("blt-s", 0, "BLT-S", "k=8"),
+        ("blt-s k=8", 0, "BLT-S", "k=8"),
         ("blt-d", 16, "BLT-D-16", "a=0.7"),
         ("blt-d block=4 alpha=0.5", 8, "BLT-D-4", "a=0.5"),
         ("blt-d unmask=entropy", 8, "BLT-D-8", "g=1.0"),

@@ -98,12 +98,13 @@ def test_batches_side_by_side_write_what_one_text_alone_does(options: dict[str, 
 def test_graphs_run_side_by_side_on_the_same_weights(tiny_bundle: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "cores", lambda: 3)
     bundle, what = tiny_bundle("lookup"), requests(30)
-    expected, alone = served(open_model(bundle), {"method": "blt-s"}, what)
+    options = {"method": "blt-s", "draft_bytes": 8}
+    expected, alone = served(open_model(bundle), options, what)
     models = open_lanes(bundle, rows=8)
     assert [model.rows for model in models] == [3, 3, 2]
     sessions = [{name: counted.engine.session for name, counted in model.engines.items()} for model in models]
     assert sessions[0] == sessions[1] == sessions[2]
-    found, stats = served(models, {"method": "blt-s"}, what)
+    found, stats = served(models, options, what)
     assert found == expected
     assert (stats.drafted, stats.accepted, stats.patches) == (alone.drafted, alone.accepted, alone.patches)
     assert {len(open_lanes(bundle, rows=rows, threads=threads)) for rows, threads in ((1, 0), (3, 0), (8, 1))} == {1}

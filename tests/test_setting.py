@@ -14,7 +14,7 @@ from bltcli.errors import UsageError
     [
         ("ar", MethodOptions(method="ar")),
         ("blt-s k=4", MethodOptions(method="blt-s", draft_bytes=4)),
-        ("blt-s k=auto ngram=yes", MethodOptions(method="blt-s", draft_bytes="auto", ngram_draft=True)),
+        ("blt-s ngram=yes", MethodOptions(method="blt-s", draft_bytes="auto", ngram_draft=True)),
         ("blt-d block=4 unmask=entropy alpha=0.5", MethodOptions(method="blt-d", block=4, unmask="entropy", alpha=0.5)),
         ("blt-h block=8 gamma=1.2 trust=0.5", MethodOptions(method="blt-h", block=8, gamma=1.2, trust=0.5)),
     ],

@@ -68,9 +68,11 @@ class Ours:
 
     def run(self) -> Turn:
         texts, parts = [], []
-        for prompt in self.task.prompts:
-            method = self.options.make(self.model)  # what it has learnt of one text is not kept for the next
-            found, stats = generate_texts(self.model, method, [prompt], sampler=self.task.sampler, stop=self.task.stop)
+        method = self.options.make(self.model)  # what it has learnt in one turn is not kept for the next
+        for record, prompt in enumerate(self.task.prompts):
+            found, stats = generate_texts(
+                self.model, method, [prompt], sampler=self.task.sampler, stop=self.task.stop, records=[record]
+            )
             texts += found
             parts.append(stats)
         return Turn(texts, sum(stats.wall_s for stats in parts), added(parts))

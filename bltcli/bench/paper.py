@@ -32,7 +32,7 @@ def beside_paper(options: MethodOptions, trained_block: int, size: str, task: st
     drafts, adaptive lengths."""
     assert task in TASKS
     rows = [row for row in paper_rows() if (row.size, row.task) == (size, task)]
-    if options.ngram_draft or options.draft_bytes == "auto" or options.commit != "block":
+    if options.ngram_draft or options.commit != "block" or (options.method, options.draft_bytes) == ("blt-s", "auto"):
         return None
     if options.method == "ar":
         row = next(row for row in rows if row.setting == "AR")

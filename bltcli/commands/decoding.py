@@ -37,7 +37,7 @@ method_options = options(
                       "blt-h: each pass also guesses what comes next; the next one verifies what is not sure. The "
                       "last three need a model trained on blocks. auto: the bytes of ar, drafted as pays best on this "
                       "machine."),
-    click.option("-k", "--draft-bytes", type=DraftBytes(), default=8, show_default=True, metavar="K|auto",
+    click.option("-k", "--draft-bytes", type=DraftBytes(), default="auto", show_default=True, metavar="K|auto",
                  help="Bytes drafted per round of blt-s, 1 to 64; auto follows what is kept and what it costs."),
     click.option("--block", type=int, default=None, metavar="B",
                  help="Bytes per block of blt-d, blt-dv, blt-h.  [default: as many as the model was trained with; at "

@@ -41,7 +41,7 @@ class MethodOptions:
     """
 
     method: str = "blt-s"
-    draft_bytes: int | Literal["auto"] = 8  # of blt-s
+    draft_bytes: int | Literal["auto"] = "auto"  # of blt-s
     block: int | None = None  # default: as large as was trained, at most ONE_PASS_BLOCK where a round is one pass
     unmask: str | None = None
     alpha: float | None = None  # of --unmask confidence and prefix
@@ -105,11 +105,12 @@ class MethodOptions:
 
     def resolved(self, model: ByteModel) -> MethodOptions:
         """These options, or what "auto" stands for: what `bltcli tune` found for this model, engine and machine, else
-        blt-s with an adaptive draft length and n-gram drafts."""
+        blt-s with an adaptive draft length and, for a text alone, n-gram drafts: in a batch each text would have as
+        many rows as the longest copy."""
         if self.method != "auto":
             return self
         tuned: MethodOptions | None = getattr(model, "tuned", None)
-        return tuned or MethodOptions(method="blt-s", draft_bytes="auto", ngram_draft=True)
+        return tuned or MethodOptions(method="blt-s", draft_bytes="auto", ngram_draft=len(model.lengths) == 1)
 
     def make(self, model: ByteModel) -> DecodingMethod:
         """The method over `model`. UsageError for a block larger than was trained; ModelError when the model was not

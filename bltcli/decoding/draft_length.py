@@ -1,27 +1,29 @@
-"""How many bytes to draft: a fixed number, or what pays on this text and this machine."""
+"""How many bytes to draft: a fixed number, or what pays on these texts and this machine."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from statistics import median
 from time import perf_counter
 from typing import Final, Protocol
-
-import numpy as np
 
 from bltcli.decoding.rows import Rows
 from bltcli.vocab import IdArray
 
-LADDER: Final = (0, 1, 2, 4, 8, 16)  # the lengths that are tried
-SAMPLES: Final = 5  # rounds whose median is the price of a length
-LEARNING_RATE: Final = 0.1  # of running acceptance
-PROBE_EVERY: Final = 48  # rounds between looks at a length that is not in use
+#: The lengths that are tried. Odd ones fill calls of an even number of rows: a draft is verified behind a pending byte.
+LADDER: Final = (0, 1, 2, 3, 5, 7, 11, 15)
+FIRST: Final = (7, 3)  # tried before anything is known
+LOOK: Final = 2  # rounds of a length that is only looked at
+STAY: Final = 8  # rounds between decisions
+LOOK_EVERY: Final = 6  # decisions between looks at a neighbour of the length in use
+SAMPLES: Final = 16  # rounds of each length that make its price
+GUESS: Final = 0.8  # share of first bytes that are right, before there is any
+LEARNING_RATE: Final = 0.05
 
 
 class DraftLength(Protocol):
-    def choose(self, rows: Rows) -> int | IdArray:
-        """Bytes to draft at most, for all rows or each, [b]."""
+    def choose(self, rows: Rows) -> int:
+        """Bytes that each row may draft."""
         ...
 
     def observe(self, rows: Rows, drafted: IdArray, kept: IdArray) -> None:
@@ -35,7 +37,7 @@ class FixedLength:
     def __init__(self, k: int) -> None:
         self.k = k
 
-    def choose(self, rows: Rows) -> int | IdArray:
+    def choose(self, rows: Rows) -> int:
         return self.k
 
     def observe(self, rows: Rows, drafted: IdArray, kept: IdArray) -> None:
@@ -43,48 +45,62 @@ class FixedLength:
 
 
 class AdaptiveLength:
-    """The k that promises most bytes per second: for each row, running acceptance of its own record by the byte's place
-    in the draft; for all, the time that rounds of each length took. 0 is among them, so that drafting stops where it
-    does not pay. What is generated does not depend on k, so that a clock may decide."""
+    """The k that promises most bytes per second, by how often the bytes at each place of a draft were right and how
+    long rounds of each length took; lengths not tried yet are priced on the line through the others. 0 is among them,
+    so that drafting stops where it does not pay.
 
-    def __init__(self, longest: int = LADDER[-1], clock: Callable[[], float] = perf_counter) -> None:
-        self.ladder = np.array([k for k in LADDER if k <= longest])
-        self._clock, self._began, self._rounds = clock, 0.0, 0
-        self._seconds: list[deque[float]] = [deque(maxlen=SAMPLES) for _ in self.ladder]
-        self._records: IdArray = np.full(0, -1, dtype=np.int64)
-        self._accepts = np.zeros((0, int(self.ladder[-1])))  # [b, longest]: of a byte whose predecessors were right
+    One k for all rows, as a round takes as long as its longest draft; and what is learnt of one text serves the next.
+    What is generated does not depend on k, so that a clock may decide."""
 
-    def choose(self, rows: Rows) -> int | IdArray:
-        self._begin(rows)
-        untried = [i for i in reversed(range(len(self.ladder))) if len(self._seconds[i]) < 2]
-        if untried:
-            chosen = np.full(len(rows.active), untried[0])
-        else:
-            seconds = np.array([median(times) for times in self._seconds])
-            right = np.concatenate([np.ones((len(self._accepts), 1)), np.cumprod(self._accepts, axis=1)], axis=1)
-            expected = np.cumsum(right, axis=1)[:, self.ladder]  # bytes per round, the full model's own included
-            chosen = (expected / seconds).argmax(axis=1)
-            if self._rounds % PROBE_EVERY == 0:  # prices and texts change
-                step = 1 if (self._rounds // PROBE_EVERY) % 2 else -1
-                chosen = np.clip(chosen + step, 0, len(self.ladder) - 1)
-        self._rounds += 1
+    def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
+        self._clock, self._began = clock, 0.0
+        self._seconds: dict[int, deque[float]] = {k: deque(maxlen=SAMPLES) for k in LADDER}
+        self._right: list[float] = []  # by place in the draft: how many were right where those before them were
+        self._k, self._left, self._decisions = 0, 0, 0
+
+    def choose(self, rows: Rows) -> int:
+        if not self._left:
+            self._k, self._left = self._decide()
+        self._left -= 1
         self._began = self._clock()
-        lengths: IdArray = self.ladder[chosen]
-        return lengths
+        return self._k
 
     def observe(self, rows: Rows, drafted: IdArray, kept: IdArray) -> None:
-        longest = int(drafted[rows.active].max(initial=0))
-        if longest in self.ladder:
-            self._seconds[int(np.searchsorted(self.ladder, longest))].append(self._clock() - self._began)
-        for row in np.flatnonzero(drafted).tolist():
-            right = np.arange(drafted[row]) < kept[row]
-            seen = right[: min(int(kept[row]) + 1, int(drafted[row]))]  # behind the first refusal nothing is learnt
-            self._accepts[row, : len(seen)] += LEARNING_RATE * (seen - self._accepts[row, : len(seen)])
+        counts = drafted.tolist()
+        if max(counts) == self._k:  # near the end of a text it is less
+            self._seconds[self._k].append(self._clock() - self._began)
+        for count, good in zip(counts, kept.tolist(), strict=True):
+            for place in range(min(good + 1, count)):  # behind the first refusal nothing is learnt
+                if place == len(self._right):
+                    self._right.append(self._right[-1] if place else GUESS)
+                self._right[place] += LEARNING_RATE * ((place < good) - self._right[place])
 
-    def _begin(self, rows: Rows) -> None:
-        """Forget what was learnt of a row's former record."""
-        if len(self._records) != len(rows.records):
-            self._records = np.full(len(rows.records), -1, dtype=np.int64)
-            self._accepts = np.full((len(rows.records), int(self.ladder[-1])), 0.8)
-        changed = self._records != rows.records
-        self._accepts[changed], self._records[changed] = 0.8, rows.records[changed]
+    def _decide(self) -> tuple[int, int]:
+        """The length of the next rounds, and how many."""
+        for k in FIRST:
+            if not self._seconds[k]:
+                return k, LOOK
+        self._decisions += 1
+        promised = [n / s for n, s in zip(self._bytes(), self._prices(), strict=True)]
+        best = promised.index(max(promised))
+        if self._decisions % LOOK_EVERY:
+            return LADDER[best], STAY
+        step = 1 if self._decisions % (2 * LOOK_EVERY) else -1
+        looked_at = LADDER[min(max(best + step, 0), len(LADDER) - 1)]
+        self._seconds[looked_at].clear()  # prices change
+        return looked_at, LOOK
+
+    def _bytes(self) -> list[float]:
+        """Bytes that a round of each length is expected to give, the full model's own included."""
+        expected, right = [1.0], 1.0
+        for place in range(LADDER[-1]):
+            right *= self._right[min(place, len(self._right) - 1)] if self._right else GUESS
+            expected.append(expected[-1] + right)
+        return [expected[k] for k in LADDER]
+
+    def _prices(self) -> list[float]:
+        """Seconds of a round of each length. The slowest of each, which may have been its first, is left out."""
+        known = {k: (sum(s) - max(s)) / (len(s) - 1) if len(s) > 1 else s[0] for k, s in self._seconds.items() if s}
+        low, high = min(known), max(known)
+        slope = max(0.0, (known[high] - known[low]) / (high - low))
+        return [known.get(k, max(known[low] + (k - low) * slope, known[low] / 2)) for k in LADDER]

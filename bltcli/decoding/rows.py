@@ -73,9 +73,9 @@ class Rows:
         assert all(len(ids) <= 1 for ids in self.pending)
         return np.array([ids[0] if len(ids) else 0 for ids in self.pending], dtype=np.int64)
 
-    def draft_counts(self, k: int | IdArray) -> IdArray:
+    def draft_counts(self, k: int) -> IdArray:
         """How many bytes each row may draft, [b]: at most k, no further than its end, none after a pending EOS."""
-        if isinstance(k, int) and k == 0:
+        if k == 0:
             return np.zeros(len(self.active), dtype=np.int64)
         ended = np.array([EOS in ids for ids in self.pending], dtype=np.bool_)
         counts = np.minimum(np.minimum(k, self._room_after(self.pending)), self.wanted - 1)
