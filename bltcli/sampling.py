@@ -9,7 +9,8 @@ sharded or resumed comes out the same. Greedy decoding is zero noise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import lru_cache
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from bltcli.errors import UsageError
 from bltcli.graphs import BANNED
 from bltcli.vocab import EOS, NEVER_GENERATED, OUTPUT_IDS, IdArray
+
+#: A drafted byte is chosen again when it is verified. 2 kB each.
+NOISES_KEPT: Final = 1024
 
 FloatArray = NDArray[np.float32]
 FloatT = TypeVar("FloatT", np.float32, np.float64)
@@ -62,8 +66,10 @@ class Sampler:
 
     def log_probabilities(self, allowed: NDArray[np.float64]) -> NDArray[np.float64]:
         """Log of the distribution drawn from, float64 [n, 260], up to a constant per row; minus infinity where cut."""
-        scores = allowed / self.temperature
-        scores = scores - scores.max(axis=-1, keepdims=True)
+        scores: NDArray[np.float64] = allowed / self.temperature
+        scores -= scores.max(axis=-1, keepdims=True)
+        if not self.cuts:
+            return scores
         cut = np.zeros(scores.shape, dtype=np.bool_)
         order = np.argsort(-scores, axis=-1, kind="stable")
         if self.top_k:
@@ -96,14 +102,19 @@ class Sampler:
         return found
 
     def noise(self, record: int, position: int) -> NDArray[np.float64]:
-        """Standard Gumbel noise, float64 [260], a function of (seed, record, position) alone.
+        """Standard Gumbel noise, float64 [260], a function of (seed, record, position) alone; not to be written to."""
+        return _gumbel(self.seed, record, position)
 
-        Raw Philox words turned into uniforms by hand: NumPy promises the raw stream, not its distributions.
-        """
-        generator = np.random.Philox(key=np.array([self.seed, record], dtype=np.uint64), counter=position << 64)
-        words = generator.random_raw(OUTPUT_IDS)
-        uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-        return -np.log(-np.log(uniform))
+
+@lru_cache(maxsize=NOISES_KEPT)
+def _gumbel(seed: int, record: int, position: int) -> NDArray[np.float64]:
+    """Raw Philox words turned into uniforms by hand: NumPy promises the raw stream, not its distributions."""
+    generator = np.random.Philox(key=np.array([seed, record], dtype=np.uint64), counter=position << 64)
+    words = generator.random_raw(OUTPUT_IDS)
+    uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    noise = -np.log(-np.log(uniform))
+    noise.flags.writeable = False
+    return noise
 
 
 class Chooser:

@@ -31,6 +31,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return p / p.sum()
 
 
+def test_noise_that_was_handed_out_cannot_be_changed() -> None:
+    """It is kept for the byte's verification."""
+    with pytest.raises(ValueError, match="read-only"):
+        Sampler(seed=1).noise(0, 0)[0] = 0
+
+
 def test_a_hundred_thousand_draws_follow_the_law() -> None:
     """Expected total variation of n draws from p is at most sqrt(support / (4 n)): 0.0036 for 10 ids, 200 000 draws."""
     logits = np.full(OUTPUT_IDS, -50.0, dtype=np.float32)
