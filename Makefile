@@ -54,11 +54,11 @@ golden: $(TEST_VENV)/.installed
 # writes benchmarks/results/
 bench: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python benchmarks/compare_hf.py
-	$(TEST_VENV)/bin/bltcli bench benchmarks/prompts.jsonl --ignore-eos --run 'ar exact=no,yes' --run 'blt-s k=2,4,8,16' \
+	$(TEST_VENV)/bin/bltcli bench benchmarks/prompts.jsonl --ignore-eos --run 'ar exact=no,yes' --run 'blt-s k=2,4,8,16,auto' \
 		--run 'blt-d block=4,8' --run 'blt-d block=8 unmask=prefix commit=patches' --run 'blt-d block=4 commit=sure' \
 		--run 'blt-dv block=4,8' --run 'blt-h block=4 trust=1' --run auto \
 		--repeats 7 --format json -o benchmarks/results/builtin.json
-	$(TEST_VENV)/bin/bltcli bench benchmarks/sentences.jsonl --run 'ar exact=no,yes' --run 'blt-s k=2,4,8' --run 'blt-dv block=4,8' \
+	$(TEST_VENV)/bin/bltcli bench benchmarks/sentences.jsonl --run 'ar exact=no,yes' --run 'blt-s k=2,4,8,auto' --run 'blt-dv block=4,8' \
 		--run 'blt-h block=4 trust=1' --run 'blt-d block=4 commit=sure alpha=0.7,0.9' --run auto \
 		--repeats 7 --format json -o benchmarks/results/builtin-sentences.json
 	$(TEST_VENV)/bin/python benchmarks/exactness.py

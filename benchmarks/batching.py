@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--run", action="append", default=None, help="setting, such as 'blt-s k=4'; repeatable")
     parser.add_argument("--out", type=Path, default=RESULTS / "batching.jsonl")
     o = parser.parse_args()
-    runs = o.run or ["ar", "blt-s k=8"]
+    runs = o.run or ["ar", "blt-s k=8", "blt-s"]
     predictors = {
         (run, rows): Predictor(model=o.model, method=parse_setting(run)[0], rows=rows)
         for run, rows in product(runs, SIZES)

@@ -70,20 +70,19 @@ class Sampler:
         scores -= scores.max(axis=-1, keepdims=True)
         if not self.cuts:
             return scores
-        cut = np.zeros(scores.shape, dtype=np.bool_)
-        order = np.argsort(-scores, axis=-1, kind="stable")
+        rows, order = np.arange(len(scores))[:, None], np.argsort(-scores, axis=-1, kind="stable")
+        likeliest_first = scores[rows, order]
+        kept = np.ones(scores.shape, dtype=np.bool_)
         if self.top_k:
-            np.put_along_axis(cut, order[:, self.top_k :], True, axis=-1)
+            kept[:, self.top_k :] = False
         if self.top_p < 1:
-            p = np.exp(np.take_along_axis(np.where(cut, -np.inf, scores), order, axis=-1))
-            before = np.cumsum(p, axis=-1) - p  # probability of everything likelier
-            np.put_along_axis(
-                cut, order, np.take_along_axis(cut, order, -1) | (before >= self.top_p * p.sum(-1, keepdims=True)), -1
-            )
+            p = np.exp(np.where(kept, likeliest_first, -np.inf))
+            kept &= np.cumsum(p, axis=-1) - p < self.top_p * p.sum(axis=-1, keepdims=True)  # of everything likelier
         if self.min_p > 0:
-            cut |= scores < np.log(self.min_p)
-        cut[np.arange(len(cut)), order[:, 0]] = False
-        return np.where(cut, -np.inf, scores)
+            kept &= likeliest_first >= np.log(self.min_p)
+        kept[:, 0] = True
+        scores[rows, order] = np.where(kept, likeliest_first, -np.inf)
+        return scores
 
     @property
     def cuts(self) -> bool:

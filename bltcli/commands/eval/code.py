@@ -73,7 +73,7 @@ Examples:
     click.option("--tasks", type=click.Choice(("humaneval", "mbpp")), required=True, help="What the file holds."),
     click.option("--file", metavar="FILE", required=True, type=click.Path(), help="The tasks, in JSON."),
     click.option("--limit", type=click.IntRange(min=1), default=None, metavar="N", help="Take the first N tasks."),
-    run_option("ar", "blt-s"),
+    run_option("ar", "blt-s k=8"),
     click.option("-n", "--max-bytes", type=int, default=None, metavar="N",
                  help="Bytes per completion at most.  [default: 512 for HumanEval, 256 for MBPP]"),
     click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",

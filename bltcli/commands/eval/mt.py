@@ -75,7 +75,7 @@ Examples:
                  help="Ask in a plain form and show N examples first.  [default: the form the bundle was trained on]"),
     click.option("--examples", nargs=2, type=click.Path(), default=None, metavar="SOURCE REFERENCE",
                  help="Files to take the examples of --shots from: their first lines."),
-    run_option("ar", "blt-s"),
+    run_option("ar", "blt-s k=8"),
     click.option("-n", "--max-bytes", type=int, default=512, show_default=True, metavar="N",
                  help="Bytes per translation at most."),
     sampling_options,
