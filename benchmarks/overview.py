@@ -9,6 +9,7 @@ docs/results.md; another says what blocks cost, by the reports that have a basel
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,23 +36,17 @@ Row = Mapping[str, Any]
 
 
 def table(reports: Sequence[Report], columns: Mapping[str, str], cell: Callable[[Row, Row], str]) -> str:
-    """A line per set; of each column, what `cell` makes of its row and of that of `ar`. A star marks sets that another
-    model than the first one's translated."""
+    """A line per set; of each column, what `cell` makes of its row and of that of `ar`."""
     lines = [_line(["set", *columns]), f"|---|{'---:|' * len(columns)}"]
     for report in reports:
         rows = {row["setting"]: row for row in report["settings"]}
         cells = [cell(rows[name], rows["ar"]) if name in rows else "" for name in columns.values()]
-        star = " \\*" if _of_another(report, reports) else ""
-        lines.append(_line([f"{report['set']}, {report['direction']}{star}", *cells]))
+        lines.append(_line([f"{report['set']}, {report['direction']}", *cells]))
     return "\n".join(lines)
 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _of_another(report: Report, reports: Sequence[Report]) -> bool:
-    return bool(report["checkpoint_sha256"] != reports[0]["checkpoint_sha256"])
 
 
 def _cost(row: Row, ar: Row) -> str:
@@ -60,11 +55,11 @@ def _cost(row: Row, ar: Row) -> str:
 
 def section(reports: Sequence[Report]) -> str:
     """The tables as Markdown."""
-    star = any(_of_another(report, reports) for report in reports)
-    note = " \\*: with the model before its last training." if star else ""
+    if others := {r["set"] for r in reports if r["checkpoint_sha256"] != reports[0]["checkpoint_sha256"]}:
+        sys.exit(f"{', '.join(sorted(others))}: of another model than {reports[0]['set']}; translate them with one")
     return f"""## In short
 
-Written by `python benchmarks/overview.py` from the reports of the tables below.{note}
+Written by `python benchmarks/overview.py` from the reports of the tables below.
 BLEU of what `ar` writes, and of `blt-d`, unverified:
 
 {table(reports, BLEU, lambda row, ar: f"{row['scores']['BLEU']:.1f}")}

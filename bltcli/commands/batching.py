@@ -34,7 +34,7 @@ FAILED = 4
 
 predictor_options = options(
     model_option,
-    click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, metavar="N",
+    click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
                  help="Texts that are decoded together. As one ends, the next takes its place. The output does not "
                       "depend on it."),
     method_options,
