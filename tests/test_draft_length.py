@@ -10,7 +10,6 @@ import pytest
 from bltcli.decoding.draft_length import LADDER, AdaptiveLength, DraftLength, FixedLength
 from bltcli.decoding.drafting import Drafting
 from bltcli.decoding.driver import generate_texts
-from bltcli.decoding.rows import Rows
 from bltcli.decoding.self_speculation import SelfSpeculation
 from bltcli.decoding.stop import Stop
 from bltcli.sampling import Sampler
@@ -27,13 +26,13 @@ class Watched:
     def __init__(self, length: DraftLength) -> None:
         self.length, self.chosen = length, list[int]()
 
-    def choose(self, rows: Rows) -> int:
-        found = self.length.choose(rows)
+    def choose(self) -> int:
+        found = self.length.choose()
         self.chosen.append(found)
         return found
 
-    def observe(self, rows: Rows, drafted: IdArray, kept: IdArray) -> None:
-        self.length.observe(rows, drafted, kept)
+    def observe(self, drafted: IdArray, kept: IdArray) -> None:
+        self.length.observe(drafted, kept)
 
 
 def cost(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Final, Protocol
 
-from bltcli.decoding.rows import Rows
 from bltcli.vocab import IdArray
 
 #: The lengths that are tried. Odd ones fill calls of an even number of rows: a draft is verified behind a pending byte.
@@ -22,12 +21,12 @@ LEARNING_RATE: Final = 0.05
 
 
 class DraftLength(Protocol):
-    def choose(self, rows: Rows) -> int:
-        """Bytes that each row may draft."""
+    def choose(self) -> int:
+        """Bytes that each row may draft in the round that begins."""
         ...
 
-    def observe(self, rows: Rows, drafted: IdArray, kept: IdArray) -> None:
-        """The round that `choose` began is over: kept[r] of drafted[r] bytes were right."""
+    def observe(self, drafted: IdArray, kept: IdArray) -> None:
+        """The round is over: kept[r] of drafted[r] bytes of each row were right."""
         ...
 
 
@@ -37,10 +36,10 @@ class FixedLength:
     def __init__(self, k: int) -> None:
         self.k = k
 
-    def choose(self, rows: Rows) -> int:
+    def choose(self) -> int:
         return self.k
 
-    def observe(self, rows: Rows, drafted: IdArray, kept: IdArray) -> None:
+    def observe(self, drafted: IdArray, kept: IdArray) -> None:
         pass
 
 
@@ -58,14 +57,14 @@ class AdaptiveLength:
         self._right: list[float] = []  # by place in the draft: how many were right where those before them were
         self._k, self._left, self._decisions = 0, 0, 0
 
-    def choose(self, rows: Rows) -> int:
+    def choose(self) -> int:
         if not self._left:
             self._k, self._left = self._decide()
         self._left -= 1
         self._began = self._clock()
         return self._k
 
-    def observe(self, rows: Rows, drafted: IdArray, kept: IdArray) -> None:
+    def observe(self, drafted: IdArray, kept: IdArray) -> None:
         counts = drafted.tolist()
         if max(counts) == self._k:  # near the end of a text it is less
             self._seconds[self._k].append(self._clock() - self._began)

@@ -25,7 +25,7 @@ class Drafting:
 
     def draft(self, rows: Rows, own: Draft) -> list[IdArray]:
         """A draft per row: copied bytes where there are any, else what `own` drafts."""
-        self._own = rows.draft_counts(self.length.choose(rows))
+        self._own = rows.draft_counts(self.length.choose())
         copies = [NOTHING] * len(self._own)
         if self.copies is not None:
             limits = rows.draft_counts(LONGEST_COPY)
@@ -38,7 +38,7 @@ class Drafting:
     def observe(self, rows: Rows, kept: IdArray) -> None:
         """kept[r] drafted bytes of each row were right."""
         if self.copies is None or not self._copied.any():
-            return self.length.observe(rows, self._own, kept)
+            return self.length.observe(self._own, kept)
         for row in np.flatnonzero(self._copied).tolist():
             self.copies.observe(row, int(self._copied[row]), int(kept[row]))
         rows.stats.copied += int(self._copied.sum())
