@@ -81,8 +81,8 @@ class Passes(Texts):
     def _absorb(self, ids: Sequence[IdArray], *, peek: bool) -> tuple[IdArray, Span]:
         """Run ids through patcher, encoder and global model; how many there were, [b], and the rows that they took."""
         counts = np.array([len(row) for row in ids], dtype=np.int64)
-        assert counts.any()
-        assert (self.room - counts).min() >= 0, "the context's end is the driver's business"
+        assert any(counts.tolist())
+        assert min((self.room - counts).tolist()) >= 0, "the context's end is the driver's business"
         most = max(counts.tolist())  # states that a draft left may lie as far ahead
         self.make_room(most + self._pad(max((self.lengths - self.behind + counts).tolist())))
         if max((self.lengths - self.encoded).tolist()) + most > self.prefill_rows:
@@ -119,7 +119,7 @@ class Passes(Texts):
             few, chosen = None, np.arange(self.rows)
         elif self._pairs and len(chosen) % self.row_multiple:
             chosen = np.append(chosen, np.flatnonzero(counts == 0)[0])
-        columns = self._pad(int(counts.max()), len(chosen))
+        columns = self._pad(max(counts.tolist()), len(chosen))
         # a padding patch has one byte, and is written beyond the real ones
         first, length = np.zeros((len(chosen), columns), np.int64), np.ones((len(chosen), columns), np.int64)
         for at, row in enumerate(chosen.tolist()):
@@ -160,7 +160,7 @@ class Passes(Texts):
         self.decoded[:] = self.lengths
         if span is last:
             return logits
-        columns = np.minimum((present - counts)[:, None] + np.arange(int(counts.max())), logits.shape[1] - 1)
+        columns = np.minimum((present - counts)[:, None] + np.arange(max(counts.tolist())), logits.shape[1] - 1)
         found: FloatArray = logits[self._row, columns]
         return found
 
@@ -176,14 +176,14 @@ class Passes(Texts):
         first = starts if pending is None else np.where(runs, self.decoded, starts)
         clean = starts - first
         present = np.where(runs, clean + counts, 0)
-        rows = self._pad(int(present.max()))
+        rows = self._pad(max(present.tolist()))
         positions = first[:, None] + np.arange(rows)
         ids = self.ids_at(first, rows)
         if pending is not None:
             for row in np.flatnonzero(runs).tolist():
                 ids[row, clean[row] - len(pending[row]) : clean[row]] = pending[row]
         latents = np.where(positions >= self.lengths[:, None], self.latest[:, None], self.latents(positions))
-        columns = np.minimum(clean[:, None] + np.arange(max(1, int(counts.max()))), rows - 1)
+        columns = np.minimum(clean[:, None] + np.arange(max(1, *counts.tolist())), rows - 1)
         place = self.place(positions, self.config.decoder.window, (clean, present))
         return BlockRows(ids, clean, columns, present, latents, place)
 

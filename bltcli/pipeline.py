@@ -65,8 +65,8 @@ class Pipeline(Passes):
         self._absorb(ids, peek=peek)
 
     def draft(self, pending: IdArray, counts: IdArray, choose: Choose) -> list[IdArray]:
-        assert (self.decoded == self.lengths).all(), "drafting needs what `absorb` left to the decoder"
-        longest = int(counts.max())
+        assert self.decoded.tolist() == self.lengths.tolist(), "drafting needs what `absorb` left to the decoder"
+        longest = max(counts.tolist())
         self.make_room(longest + self._pad(1))
         positions = self.lengths[:, None] + np.arange(longest)
         place = self.place(positions, self.config.decoder.window)
@@ -79,7 +79,7 @@ class Pipeline(Passes):
 
     def _draft_by_byte(self, pending: IdArray, counts: IdArray, choose: Choose, place: dict[str, Any]) -> IdArray:
         """Drafts [b, longest] whose bytes the host chooses. `place` is that of all their rows."""
-        longest = int(counts.max())
+        longest = max(counts.tolist())
         drafts = np.zeros((self.rows, longest), dtype=np.int64)
         lookup = self.config.decoder.input == "lookup"
         latent = self.latest[:, None]  # for every drafted byte
@@ -107,13 +107,13 @@ class Pipeline(Passes):
     def denoise(
         self, pending: Sequence[IdArray], counts: IdArray, unmask: Unmask, choose: Choose
     ) -> tuple[list[IdArray], list[FloatArray]]:
-        longest = int(counts.max())
+        longest = max(counts.tolist())
         block = np.full((self.rows, longest), MASK, dtype=np.int64)
         revealed = np.zeros((self.rows, longest, OUTPUT_IDS), dtype=np.float32)
         masked = np.arange(longest) < counts[:, None]
         starts = self.lengths + np.array([len(ids) for ids in pending], dtype=np.int64)
         most = max(map(len, pending))  # a row with no block begins behind its own
-        self.make_room(most + self._pad(int((starts - self.decoded).max()) + longest))
+        self.make_room(most + self._pad(max((starts - self.decoded).tolist()) + longest))
         addends: FloatArray | None = None  # where the graph chooses
         if self._chooses and isinstance(choose, TellsGraphs) and not choose.cuts:
             addends = choose.addends(starts[:, None] + np.arange(longest))
@@ -144,11 +144,11 @@ class Pipeline(Passes):
 
     def look_ahead(self, ids: Sequence[IdArray], counts: IdArray) -> tuple[FloatArray, FloatArray]:
         added, _ = self._absorb(ids, peek=False)
-        longest = max(1, int(counts.max()))
-        self.make_room(self._pad(int((self.lengths - self.decoded).max()) + longest))
+        longest = max(1, *counts.tolist())
+        self.make_room(self._pad(max((self.lengths - self.decoded).tolist()) + longest))
         rows = self._block_rows(counts, self.lengths, [NOTHING] * self.rows, all_behind=True)
         logits: FloatArray = self._run_blocks(rows, np.full((self.rows, longest), MASK), rows.present > 0)["logits"]
-        own = np.minimum((rows.clean - added)[:, None] + np.arange(int(added.max())), logits.shape[1] - 1)
+        own = np.minimum((rows.clean - added)[:, None] + np.arange(max(added.tolist())), logits.shape[1] - 1)
         return logits[self._row, own], logits[self._row, rows.columns]
 
 

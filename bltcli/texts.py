@@ -120,7 +120,7 @@ class Texts:
 
     def rewind(self, lengths: IdArray) -> None:
         self.peeked[:] = 0
-        if (lengths == self.lengths).all():
+        if lengths.tolist() == self.lengths.tolist():
             return
         kept = self.byte_cache.bases <= np.maximum(0, lengths - self._reach + 1)
         assert (kept | (lengths == self.lengths)).all(), "rewinding to where what a window needs has slid away"
@@ -146,7 +146,7 @@ class Texts:
         """`rows` byte rows from position starts[r] on, for a graph with this window; `last` again if it is the same,
         and nothing was stored since."""
         same = last is not None and last.window == window and last.positions.shape[1] == rows
-        if last is not None and same and (last.positions[:, 0] == starts).all():
+        if last is not None and same and last.positions[:, 0].tolist() == starts.tolist():
             return last
         positions = starts[:, None] + np.arange(rows)
         ids = self.ids_at(starts - self._margin, self._margin + rows)

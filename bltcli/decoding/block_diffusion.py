@@ -70,6 +70,7 @@ class BlockDiffusion:
         # one full pass over what was committed last, and a block of MASK rows behind
         logits, masked = self.model.look_ahead(ids, counts)
         # the next byte is the full model's, and of the others what is sure is kept
-        masked[:, 0] = [of_row[max(0, len(run) - 1)] for of_row, run in zip(logits, ids, strict=True)]
+        for row, run in enumerate(ids):
+            masked[row, 0] = logits[row, max(0, len(run) - 1)]
         ends = surest(self.unmask, OfLogits(masked), counts)
         rows.keep(rows.guess(masked, np.where(rows.active, np.maximum(ends, 1), 0)))

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from bltcli.errors import UsageError
 from bltcli.sampling import FloatArray
-from bltcli.vocab import NEVER_GENERATED, IdArray
+from bltcli.vocab import NEVER_GENERATED, OUTPUT_IDS, IdArray
 
 Bools = NDArray[np.bool_]
+_ALLOWED = np.where(np.isin(np.arange(OUTPUT_IDS), NEVER_GENERATED), -np.inf, 0.0)  # [260]
 
 
 class Certainty(Protocol):
@@ -40,8 +41,7 @@ class OfLogits:
     @cached_property
     def _odds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Of each id that can be generated beside the likeliest, [n, B, 260], and their sum, [n, B]."""
-        allowed = self._logits.astype(np.float64)
-        allowed[..., NEVER_GENERATED] = -np.inf
+        allowed = self._logits + _ALLOWED
         odds = np.exp(allowed - allowed.max(axis=-1, keepdims=True))
         return odds, odds.sum(axis=-1)
 
@@ -109,10 +109,11 @@ class Confidence:
             raise UsageError(f"--alpha is {self.alpha}; use a probability from 0 to 1")
 
     def reveal(self, certainty: Certainty, masked: Bools) -> Bools:
-        top = np.where(masked, certainty.confidence, -1.0)
-        surest = np.arange(masked.shape[1]) == top.argmax(axis=1)[:, None]
-        none = top.max(axis=1, keepdims=True) <= self.alpha
-        shown: Bools = masked & ((top > self.alpha) | (surest & none))
+        confidence = certainty.confidence
+        shown: Bools = masked & (confidence > self.alpha)
+        for row in np.flatnonzero(~shown.any(axis=1)).tolist():
+            surest = np.where(masked[row], confidence[row], -1.0).argmax()
+            shown[row, surest] = masked[row, surest]
         return shown
 
 

@@ -32,7 +32,7 @@ class Drafting:
             copies = [self.copies.propose(rows, row, limit) if limit else NOTHING for row, limit in enumerate(limits)]
             self._copied = np.array([len(copy) for copy in copies])
             self._own = np.where(self._copied > 0, 0, self._own)
-        drafts = own(self._own) if self._own.any() else copies
+        drafts = own(self._own) if any(self._own.tolist()) else copies
         return [copy if len(copy) else draft for copy, draft in zip(copies, drafts, strict=True)]
 
     def observe(self, rows: Rows, kept: IdArray) -> None:
