@@ -18,8 +18,9 @@ GOLDEN_NOISE = [-0.6858337622251235, -0.39920842065106577, -0.3115990568809628]
 
 
 def draws(sampler: Sampler, logits: np.ndarray, count: int) -> np.ndarray:
-    rows = np.repeat(logits[None], count, axis=0)
-    return sampler.choose(rows, np.zeros(count, dtype=np.int64), np.arange(count))
+    """Ids at positions 0 to before `count`, a thousand at a time: all at once take gigabytes."""
+    rows, record = np.repeat(logits[None], 1000, axis=0), np.zeros(1000, dtype=np.int64)
+    return np.concatenate([sampler.choose(rows, record, np.arange(at, at + 1000)) for at in range(0, count, 1000)])
 
 
 def total_variation(found: np.ndarray, law: np.ndarray) -> float:
