@@ -96,7 +96,7 @@ def test_texts_that_share_calls_have_one_length_that_pays_for_all_together() -> 
 def test_one_slow_round_does_not_count() -> None:
     """The first round of a length binds memory, and other programs take the processor now and then."""
     model = ToyModel(ABC, ABC)
-    hiccups = iter([0, 0, 10**6])  # in the clock's first readings: the end of the second round is late
+    hiccups = iter([0, 0, 0, 10**6])  # in the clock's first readings: the end of the second round is late
     late = 0
 
     def clock() -> float:
@@ -106,4 +106,4 @@ def test_one_slow_round_does_not_count() -> None:
 
     length = Watched(AdaptiveLength(clock=clock))
     cost(model, length)
-    assert Counter(length.chosen).most_common(1)[0][0] == LADDER[-1]
+    assert length.chosen[:5] == [7, 7, 3, 3, 7]  # as without it
