@@ -137,7 +137,7 @@ def graphs(stage: Stage) -> Iterator[Row]:
         found[name] = {
             "patcher": np.concatenate(entropy),
             "encoder": model.engines["encoder"].buffers["past_states"].numpy()[0, 0, :n],
-            "global": model.engines["global"].buffers["past_latents"].numpy()[0, 0, :m],
+            "global": model.engines["global"].buffers["past_cross_kv"].numpy()[0, 0, :m],
             "decoder": np.concatenate(logits),
         }
     for graph in GRAPHS:

@@ -15,7 +15,7 @@ from bltcli.decoding import MAX_DRAFT_BYTES
 from bltcli.engine_store import ANY_GPU, EngineKey, EngineStore
 from bltcli.errors import ModelError, UsageError
 from bltcli.graphs import GRAPHS, GraphName
-from bltcli.texts import PREFILL_ROWS, slide_step
+from bltcli.texts import LATENT_SLOTS, PREFILL_ROWS, slide_step
 from bltcli_engines.gpu import describe_gpu, require_driver
 from bltcli_engines.protocol import Engine
 from bltcli_engines.tensorrt_build import Library, Profile, build_engine, find_library
@@ -58,6 +58,7 @@ def make_profile(
         max_bytes=longest,
         slots=-(-slots // STEP) * STEP,
         patch_slots=-(-patches // STEP) * STEP,
+        latent_slots=LATENT_SLOTS,
         draft_rows=draft_bytes + 1 + (draft_bytes + 1) % 2,
         prefill_rows=PREFILL_ROWS,
         patch_bytes=patch,

@@ -15,7 +15,7 @@ from bltcli.errors import ModelError
 from bltcli.graphs import GRAPHS, GraphName, GraphSpec, Precision, TensorSpec, choosing_spec, graph_specs
 
 FORMAT: Final = "bltcli-bundle"
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 MANIFEST: Final = "manifest.json"
 TABLES: Final = "tables.safetensors"
 GOLDEN: Final = "golden.safetensors"

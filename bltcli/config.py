@@ -97,6 +97,11 @@ class DecoderConfig(StackConfig):
     input: DecoderInput  # "encoder": the encoder's byte states (all released BLT); "lookup": its own table (Fast BLT)
     cross_attn_all_layers: bool = True  # else only before the first layer
 
+    @property
+    def num_cross_layers(self) -> int:
+        """Layers that a cross-attention comes before."""
+        return self.num_layers if self.cross_attn_all_layers else 1
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.input not in get_args(DecoderInput):
@@ -135,6 +140,12 @@ class ModelConfig:
     def latent_size(self) -> int:
         """Width W of what the decoder cross-attends to, per patch: cross_attn_k vectors of width h."""
         return self.cross_attn_k * self.hidden_size
+
+    @property
+    def cross_kv_size(self) -> int:
+        """Width of what the decoder reads of a patch: keys and values of its latent for each cross-attention."""
+        stack = self.decoder
+        return 2 * stack.num_cross_layers * self.cross_attn_k * stack.num_kv_heads * stack.head_dim
 
     @property
     def has_global_projection(self) -> bool:

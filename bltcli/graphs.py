@@ -2,14 +2,14 @@
 
     patcher   ids                                   -> entropy
     encoder   embeds                 past_states    -> present_states
-    global    states, patch_index..  past_latents   -> present_latents
-    decoder   ids | states, latents                 -> logits
+    global    states, patch_index..  past_cross_kv  -> present_cross_kv
+    decoder   ids | states, cross_kv                -> logits
 
 A decoder that looks ids up has a second form for devices, which chooses bytes itself (`choosing_spec`).
 
 Every `past_*` input and its `present_*` output are one buffer, updated in place. Axes: `batch` records, `rows` byte
 rows of this call, `slots` byte slots of the buffers, `patches` patches closed in this call, `patch_slots` patch slots,
-`patch_bytes` bytes of the longest of those patches.
+`latent_slots` those of the patches that the decoder may still read,`patch_bytes` bytes of the longest of those patches.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def present_name(past: str) -> str:
 def graph_specs(config: ModelConfig, precision: Precision) -> dict[GraphName, GraphSpec]:
     """The contract of all four graphs at one precision; the patcher is float32 at every precision."""
     dtype = DTYPES[precision]
-    h, w = config.hidden_size, config.latent_size
+    h = config.hidden_size
     states = TensorSpec("states", dtype, ("batch", 1, "slots", h))
-    latents = TensorSpec("latents", dtype, ("batch", 1, "patch_slots", w))
+    cross_kv = TensorSpec("cross_kv", dtype, ("batch", 1, "latent_slots", config.cross_kv_size))
     ids = TensorSpec("ids", "int64", ("batch", "rows"))
     if config.decoder.input == "lookup":
         decoder_input: tuple[TensorSpec, ...] = (ids,)
@@ -105,14 +105,15 @@ def graph_specs(config: ModelConfig, precision: Precision) -> dict[GraphName, Gr
                 states,
                 TensorSpec("patch_index", "int64", ("batch", "patches", "patch_bytes")),
                 TensorSpec("patch_len", "int64", ("batch", "patches")),
+                TensorSpec("latent_write_indices", "int64", ("batch",)),
             ),
-            buffers=(TensorSpec("past_latents", dtype, latents.shape),),
+            buffers=(TensorSpec("past_cross_kv", dtype, cross_kv.shape),),
         ),
         "decoder": _graph(
             "decoder",
             config.decoder,
             dtype,
-            inputs=(*decoder_input, latents, TensorSpec("latent_index", "int64", ("batch", "rows"))),
+            inputs=(*decoder_input, cross_kv, TensorSpec("latent_index", "int64", ("batch", "rows"))),
             outputs=(TensorSpec("logits", "float32", ("batch", "rows", OUTPUT_IDS)),),
         ),
     }

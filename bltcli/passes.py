@@ -67,7 +67,7 @@ class Passes(Texts):
         self._chooses = self.engines["decoder"].chooses
         # byte states that no decoder reads can wait for the end of a patch; in a batch one ends in nearly every call
         self._encodes_late = config.decoder.input == "lookup" and rows == 1
-        super().__init__(config, rows, runtime.slot_step, *bind_state(self.engines, runtime, rows))
+        super().__init__(config, rows, runtime.slot_step, bind_state(self.engines, runtime, rows))
         self._few: Runs | None = None  # the global model for at most half of the rows
         if isinstance(runtime, RunsFewRows) and rows >= FEW:
             self._few = runtime.few_rows(engines["global"], rows // 2 + 1)
@@ -127,12 +127,14 @@ class Passes(Texts):
                 first[at, column], length[at, column] = start - self.byte_cache.bases[row], size
         cache, stack = self.patch_cache, self.config.global_model
         cache.reserve(columns)
+        self.make_latent_room(columns)
         positions = self.patches[chosen, None] + np.arange(columns)
         self.engines["global"].run(
             {
                 "batch_rows": chosen,
                 "patch_index": first[:, :, None] + np.minimum(np.arange(longest), length[:, :, None] - 1),
                 "patch_len": length,
+                "latent_write_indices": (self.patches - self.latent_cache.bases)[chosen],
                 "position_ids": np.minimum(positions, stack.max_positions - 1),
                 "write_indices": positions[:, 0],
                 "attn_bias": cache.bias(positions, stack.window),

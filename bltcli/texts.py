@@ -20,6 +20,8 @@ from bltcli.vocab import IdArray
 from bltcli_engines.protocol import Buffer
 
 PREFILL_ROWS = 128
+#: Of each text: what the decoder is behind with at most, and a call's patches and their padding.
+LATENT_SLOTS = 3 * PREFILL_ROWS
 
 #: Per text: first byte and length of each patch.
 Patches = list[list[tuple[int, int]]]
@@ -49,12 +51,11 @@ class Span:
 class Texts:
     """A batch of texts, and where each stands in the buffers that hold its state."""
 
-    def __init__(
-        self, config: ModelConfig, rows: int, step: int, byte_buffers: Sequence[Buffer], patch_buffers: Sequence[Buffer]
-    ) -> None:
-        """`step`: that of the buffers' capacities."""
+    def __init__(self, config: ModelConfig, rows: int, step: int, buffers: Sequence[Sequence[Buffer]]) -> None:
+        """`step`: that of the capacities of `buffers`, which lie along the axes of bytes, patches and latents."""
         self.config, self.rows = config, rows
-        self.byte_cache, self.patch_cache = (KVCache(b, rows, step) for b in (byte_buffers, patch_buffers))
+        self.byte_cache, self.patch_cache, self.latent_cache = (KVCache(along, rows, step) for along in buffers)
+        self.latent_cache.lengths = self.patch_cache.lengths  # one array: there is a latent of every closed patch
         # indexed by position + _margin: reading a little before or after the text needs no clipping
         self._margin = max(config.encoder.hash_group_sizes, default=1) - 1
         shape = (rows, self._margin + config.max_bytes + PREFILL_ROWS + 2)
@@ -88,8 +89,8 @@ class Texts:
 
     @property
     def latest(self) -> IdArray:
-        """Number of the latent that continues each text, [b]: of the last closed patch, or of the open one."""
-        found: IdArray = np.maximum(self.patches - 1, 0) + self.peeked
+        """Slot of the latent that continues each text, [b]: of the last closed patch, or of the open one."""
+        found: IdArray = np.maximum(self.patches - 1, 0) + self.peeked - self.latent_cache.bases
         return found
 
     @property
@@ -106,12 +107,14 @@ class Texts:
     def clear(self, row: int) -> None:
         self.byte_cache.clear(row)
         self.patch_cache.clear(row)
+        self.latent_cache.clear(row)
         self.encoded[row] = self.decoded[row] = self.peeked[row] = 0
 
     def adopt(self, row: int, other: Texts, source: int) -> None:
         """Let text `row` be text `source` of another batch of the same model: a copy of its state."""
         self.byte_cache.adopt(row, other.byte_cache, source)
         self.patch_cache.adopt(row, other.patch_cache, source)
+        self.latent_cache.adopt(row, other.latent_cache, source)
         for own, theirs in (
             (self._ids, other._ids), (self._closed, other._closed), (self._starts, other._starts),
             (self.encoded, other.encoded), (self.decoded, other.decoded), (self.peeked, other.peeked),
@@ -126,7 +129,9 @@ class Texts:
         assert (kept | (lengths == self.lengths)).all(), "rewinding to where what a window needs has slid away"
         self.byte_cache.rewind(lengths)
         closed = self._closed[self._row[:, 0], self._margin + np.maximum(lengths - 1, 0)]
-        self.patch_cache.rewind(np.where(lengths > 0, closed, 0))
+        closed = np.where(lengths > 0, closed, 0)
+        assert (self.latent_cache.bases <= np.maximum(0, closed - 1)).all(), "rewinding to a latent that has slid away"
+        self.patch_cache.rewind(closed)
         np.minimum(self.encoded, lengths, out=self.encoded)
         np.minimum(self.decoded, lengths, out=self.decoded)
 
@@ -170,10 +175,10 @@ class Texts:
         }
 
     def latents(self, positions: IdArray) -> IdArray:
-        """Number of the latent that the byte at each position reads, [b, q]; padding one that is there for certain."""
+        """Slot of the latent that the byte at each position reads, [b, q]; padding one that is there for certain."""
         found: IdArray = self._closed[self._row, positions + self._margin]
         np.minimum(found, self.patches[:, None], out=found)
-        found -= 1
+        found -= 1 + self.latent_cache.bases[:, None]
         return np.maximum(found, 0, out=found)
 
     def make_room(self, rows: int) -> None:
@@ -184,6 +189,16 @@ class Texts:
                 open_patch = self._starts[row, self.patches[row]] if self.lengths[row] else 0
                 self.byte_cache.slide(row, min(int(behind[row]) - self._reach + 1, int(open_patch)), self._slide)
         self.byte_cache.reserve(rows)
+
+    def make_latent_room(self, patches: int) -> None:
+        """Let latents that no byte reads any more slide away where there are many, then hold `patches` beyond those of
+        each text."""
+        if self.latent_cache.used + patches > LATENT_SLOTS:
+            last = self._margin + np.maximum(self.decoded - 1, 0)
+            read = np.where(self.decoded > 0, self._closed[self._row[:, 0], last] - 1, 0)
+            for row, first in enumerate(read.tolist()):
+                self.latent_cache.slide(row, first, 1)
+        self.latent_cache.reserve(patches)
 
     def close_patches(self, counts: IdArray, entropy: FloatArray, *, peek: bool) -> Patches:
         """Decide which of the counts[r] bytes after each text end a patch, by the entropies [b, q] after them.

@@ -78,7 +78,7 @@ def test_golden_outputs_stand_in_for_torch(
     bundle = open_bundle(export_checkpoint(checkpoint, tmp_path / "bundle", precision="fp32"))
     assert bundle.manifest["parity"]["against"] == "golden outputs"
     chosen = {"decoder logits, choosing", "decoder best", "decoder confidence", "decoder certainty"}
-    assert set(bundle.manifest["parity"]["differences"]) == {"entropy", "states", "latents", "logits", *chosen}
+    assert set(bundle.manifest["parity"]["differences"]) == {"entropy", "states", "cross_kv", "logits", *chosen}
     assert (bundle.path / GOLDEN).is_file()
 
 
@@ -238,11 +238,11 @@ def unknown_key(folder: Path) -> None:
         (lambda f: (f / MANIFEST).write_text("{"), "is damaged"),
         (lambda f: (f / MANIFEST).write_text("[]"), "is damaged"),
         (lambda f: edit(f, format="zip"), "format is 'zip', expected 'bltcli-bundle'"),
-        (lambda f: edit(f, format_version=4), "format version is 4, this program reads 3; update bltcli"),
+        (lambda f: edit(f, format_version=99), "format version is 99, this program reads \\d+; update bltcli"),
         (lambda f: edit(f, format_version=0), "format version is 0, .* export the bundle again"),
         (lambda f: edit(f, precision="fp8"), "precision is 'fp8'"),
         (lambda f: edit(f, files={}), "no size and hash for"),
-        (edit_model, "outputs of graph decoder|inputs of graph decoder"),
+        (edit_model, "inputs of graph global are not those"),
         (unknown_key, "unknown key 'flux'"),
         (lambda f: (f / "encoder.onnx").unlink(), "encoder.onnx is missing"),
         (truncate_graph, "global.onnx has .* bytes, the manifest says"),

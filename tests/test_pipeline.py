@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from bltcli.bundle import Bundle, open_bundle
+from bltcli.decoding.driver import generate_texts
+from bltcli.decoding.setting import parse_setting
+from bltcli.decoding.stop import Stop
 from bltcli.errors import UsageError
 from bltcli.graphs import GRAPHS
 from bltcli.pipeline import Pipeline, open_model, patch_text
-from bltcli.sampling import FloatArray
+from bltcli.sampling import FloatArray, Sampler
 from bltcli.texts import PREFILL_ROWS
 from bltcli.vocab import IdArray, decode, encode
 from bltcli_engines.few_rows import FewRows
@@ -181,6 +184,52 @@ def test_buffers_slide_in_steps_that_leave_every_value_as_it_was(
     still = open_model(bundle)
     assert np.array_equal(found, run(still, ids, sizes))
     assert still.byte_cache.bases[0] == 0
+
+
+@pytest.mark.parametrize("texts", [1, 6])
+def test_latents_slide_away_and_leave_every_value_as_it_was(
+    tiny: Bundle, texts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece is followed by some bytes that are taken back, as a draft's are."""
+    ids, sizes, draft = sample_text(LENGTH), uneven(LENGTH, 4), sample_text(30, 9)
+
+    def logits(model: Pipeline) -> list[FloatArray]:
+        found, start = [], 0
+        for number, size in enumerate(sizes):
+            rows = [number % texts, (number + 1) % texts][:texts]  # of a batch, two texts at a time
+            pieces = [ids[start : start + size] if row in rows else ids[:0] for row in range(texts)]
+            found.append(model.extend(pieces)[rows[0], :size].copy())
+            lengths = model.lengths.copy()
+            model.extend([draft if row in rows else ids[:0] for row in range(texts)])
+            model.rewind(lengths)
+            start += size
+        return found
+
+    still, model = open_model(tiny, rows=texts), open_model(tiny, rows=texts)
+    monkeypatch.setattr("bltcli.texts.LATENT_SLOTS", 2 * LENGTH)
+    expected = logits(still)
+    monkeypatch.setattr("bltcli.texts.LATENT_SLOTS", 48)
+    for found, once in zip(logits(model), expected, strict=True):
+        assert np.array_equal(found, once)
+    assert not still.latent_cache.bases.any()
+    assert model.latent_cache.bases.all()
+    assert model.latent_cache.capacity < still.latent_cache.capacity
+
+
+@pytest.mark.parametrize("texts", [1, 4])
+def test_methods_write_the_same_while_latents_slide(
+    tiny_bundle: TinyBundle, texts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, written = open_model(tiny_bundle("lookup", block_size=16), rows=texts), {}
+    prompts = [b"slide " * (number + 1) for number in range(texts)]
+    for slots in (2 * LENGTH, 16):
+        monkeypatch.setattr("bltcli.texts.LATENT_SLOTS", slots)
+        for setting in ("blt-s k=4", "blt-d block=4", "blt-dv block=4", "blt-h block=4"):
+            method = parse_setting(setting)[0].make(model)
+            stop = Stop(max_bytes=200)
+            found, _ = generate_texts(model, method, prompts, sampler=Sampler(ignore_eos=True), stop=stop)
+            assert found == written.setdefault(setting, found)
+            assert model.latent_cache.bases.any() == (slots == 16)
 
 
 @pytest.mark.parametrize("texts", [1, 6])

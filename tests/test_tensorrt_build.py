@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -27,8 +28,17 @@ from bltcli_export.exporter import export_checkpoint
 from tests.cli_support import bltcli, here, one_line
 from tests.conftest import TinyBundle
 
-FEW = Profile(max_batch=2, max_bytes=128, slots=256, patch_slots=128, draft_rows=32, prefill_rows=32, patch_bytes=8)
-SMALL = Profile(max_batch=2, max_bytes=128, slots=256, patch_slots=128, draft_rows=10, prefill_rows=32, patch_bytes=8)
+FEW = Profile(
+    max_batch=2,
+    max_bytes=128,
+    slots=256,
+    patch_slots=128,
+    latent_slots=128,
+    draft_rows=32,
+    prefill_rows=32,
+    patch_bytes=8,
+)
+SMALL = replace(FEW, draft_rows=10)
 
 
 @pytest.fixture
@@ -97,9 +107,14 @@ def test_building_for_a_gpu_without_the_memory_is_refused_before_it_begins(
     small, twice = memory_needed(bundle, Profile(**{**SMALL.__dict__, "max_batch": 4}))
     assert (small, twice) == (weights, 2 * caches)
     model = open_model(bundle, rows=SMALL.max_batch)
-    for cache, slots in ((model.byte_cache, SMALL.slots), (model.patch_cache, SMALL.patch_slots)):
+    for cache, slots in (
+        (model.byte_cache, SMALL.slots),
+        (model.patch_cache, SMALL.patch_slots),
+        (model.latent_cache, SMALL.latent_slots),
+    ):
         cache.reserve(slots)
-    assert caches == sum(b.nbytes for cache in (model.byte_cache, model.patch_cache) for b in cache.buffers)
+    held = (model.byte_cache, model.patch_cache, model.latent_cache)
+    assert caches == sum(b.nbytes for cache in held for b in cache.buffers)
     found = Gpu("NVIDIA T", "8.0", "13.0", 10**9, weights + caches)
     monkeypatch.setattr(building, "describe_gpu", lambda: found)
     building.require_memory(bundle, SMALL)
@@ -148,7 +163,7 @@ def test_profiles_hold_what_the_pipeline_may_ask_for(tiny_bundle: TinyBundle) ->
         with pytest.raises(UsageError, match=reason):
             make_profile(config, **{"max_batch": 1, "max_bytes": None, "draft_bytes": 4, **change})
     with pytest.raises(UsageError, match="slots is 0"):
-        Profile(max_batch=1, max_bytes=1, slots=0, patch_slots=1, draft_rows=1, prefill_rows=1, patch_bytes=1)
+        replace(FEW, slots=0)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from bltcli.bundle import Bundle
 from bltcli.cache import STEP
 from bltcli.graphs import GRAPHS
 from bltcli.memory import available_bytes
-from bltcli.texts import PREFILL_ROWS, slide_step
+from bltcli.texts import LATENT_SLOTS, PREFILL_ROWS, slide_step
 
 SHARE: Final = 0.8  # of what is available; the rest is for what no estimate knows
 BYTES_PER_PATCH: Final = 2  # patches of texts are 3 to 6 bytes long on average
@@ -34,6 +34,7 @@ def bytes_per_row(bundle: Bundle, longest: int) -> int:
     slots = {
         "slots": _rounded(min(longest, config.reach + slide_step(config)) + PREFILL_ROWS),
         "patch_slots": _rounded(longest // BYTES_PER_PATCH),
+        "latent_slots": min(_rounded(longest // BYTES_PER_PATCH), LATENT_SLOTS),
     }
     caches = 0
     for name in GRAPHS:

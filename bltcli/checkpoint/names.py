@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from bltcli.config import ModelConfig, StackConfig
+from bltcli.graphs import GraphName
 from bltcli.vocab import INPUT_IDS, OUTPUT_IDS
 
 #: Embeddings of the encoder that the host gathers, by their names in a bundle: no graph holds them.
 HOST_TABLES: Final = {"byte": "encoder.embed_tokens.weight", "hashed": "encoder.hash_embedding.weight"}
+
+
+#: What each graph is made of, by the beginning of a tensor's name.
+COMPONENTS: Final[dict[GraphName, str]] = {
+    "patcher": "patcher.",
+    "encoder": "encoder.",
+    "global": "global_model.",
+    "decoder": "decoder.",
+}
+_OF_LATENTS: Final = ("k_norm.weight", "k_proj.weight", "v_proj.weight")
+
+
+def component_of(name: str) -> GraphName:
+    """The part of the model that the tensor `name` belongs to."""
+    return next(graph for graph, prefix in COMPONENTS.items() if name.startswith(prefix))
+
+
+def reader_of(name: str) -> GraphName:
+    """The graph that reads the tensor `name`: its component's, but the global graph makes the keys and values of the
+    decoder's cross-attentions, once per patch."""
+    if name.startswith("decoder.cross_attn_layers.") and name.endswith(_OF_LATENTS):
+        return "global"
+    return component_of(name)
+
+
+def component_parameters(config: ModelConfig) -> dict[GraphName, int]:
+    """Parameters of each part of the model, tables that the host gathers left out."""
+    found = dict.fromkeys(COMPONENTS, 0)
+    for name, shape in expected_shapes(config).items():
+        if name not in HOST_TABLES.values():
+            found[component_of(name)] += math.prod(shape)
+    return found
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -30,7 +64,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes["global_model.token_embedding_projection.weight"] = (g, w)
     if config.decoder.input == "lookup":
         shapes["decoder.embed_tokens.weight"] = (INPUT_IDS, h)
-    for layer in range(config.decoder.num_layers if config.decoder.cross_attn_all_layers else 1):
+    for layer in range(config.decoder.num_cross_layers):
         shapes |= _attention(f"decoder.cross_attn_layers.{layer}", config.decoder, norms=("q_norm", "k_norm"))
     stacks: tuple[tuple[str, StackConfig], ...] = (
         ("patcher", config.patcher),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import torch
 from torch import Tensor, nn
 
 from bltcli.config import ModelConfig
@@ -19,31 +22,40 @@ class Decoder(Stack):
         if self.lookup:
             self.embed_tokens = nn.Embedding(INPUT_IDS, config.hidden_size)
             nn.init.normal_(self.embed_tokens.weight, std=config.hidden_size**-0.5)
-        count = config.decoder.num_layers if config.decoder.cross_attn_all_layers else 1
-        self.cross_attn_layers = nn.ModuleList(CrossAttention(config.decoder) for _ in range(count))
+        self.cross_attn_layers = nn.ModuleList(
+            CrossAttention(config.decoder) for _ in range(config.decoder.num_cross_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.decoder.norm_eps)
         self.lm_head = linear(config.hidden_size, OUTPUT_IDS)
+
+    @property
+    def _cross(self) -> list[CrossAttention]:
+        return cast("list[CrossAttention]", list(self.cross_attn_layers))
+
+    def cross_kv(self, latents: Tensor) -> Tensor:
+        """Keys and values of latents [b, P, W] for all cross-attentions, [b, P, cross_kv_size]: once per patch, for all
+        bytes that read it."""
+        slots = latents.unflatten(-1, (self.k, -1))
+        return torch.stack([cross.keys_and_values(slots) for cross in self._cross], dim=2).flatten(2)
 
     def forward(
         self,
         x: Tensor,
-        latents: Tensor,
+        cross_kv: Tensor,
         latent_index: Tensor,
         positions: Tensor,
         mask: Tensor,
         cache: Cache | None = None,
     ) -> Tensor:
-        """x: ids [b, q] (lookup) or encoder states [b, q, h]; latents [b, P, W], read at latent_index [b, q] -> logits
-        float32 [b, q, 260]."""
+        """x: ids [b, q] (lookup) or encoder states [b, q, h]; `cross_kv` of P patches, read at latent_index [b, q]
+        -> logits float32 [b, q, 260]."""
         if self.lookup:
             x = self.embed_tokens(x)
-        slots = latents.unflatten(-1, (self.k, -1))
+        kv = cross_kv.unflatten(-1, (len(self._cross), 2, self.k, -1)).unbind(2)
         rope = Rope.at(positions, self.config)
         for index, layer in enumerate(self.layers):
-            if index < len(self.cross_attn_layers):
-                cross = self.cross_attn_layers[index]
-                assert isinstance(cross, CrossAttention)
-                x = cross.read(x, slots, latent_index)
+            if index < len(kv):
+                x = self._cross[index].read(x, kv[index], latent_index)
             x = layer(x, rope, mask, *self.cache_of(cache, index))
         logits: Tensor = self.lm_head(self.norm(x)).float()
         return logits

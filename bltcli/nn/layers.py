@@ -128,15 +128,19 @@ class CrossAttention(_Projections):
         k, v = self.heads(self.k_proj(normed)), self.heads(self.v_proj(normed))
         return 2 * queries + self.attend(q, k, v, real[:, None, None, :])
 
-    def read(self, x: Tensor, latents: Tensor, index: Tensor) -> Tensor:
-        """Byte rows x [b, q, h] each read the k vectors of one patch, latents [b, P, k, h] at index [b, q]."""
+    def keys_and_values(self, latents: Tensor) -> Tensor:
+        """What `read` takes of latents [b, P, k, h]: keys, scaled, and values, [b, P, 2, k, Hkv * hd]."""
         normed = self.k_norm(latents)
+        return torch.stack([self.k_proj(normed) * self.head_dim**-0.5, self.v_proj(normed)], dim=2)
+
+    def read(self, x: Tensor, keys_and_values: Tensor, index: Tensor) -> Tensor:
+        """Byte rows x [b, q, h] each read the k vectors of one patch, number index [b, q] of `keys_and_values`."""
         rows = torch.arange(len(x), device=x.device)[:, None]
-        k, v = (proj(normed).unflatten(-1, (-1, 1, self.head_dim))[rows, index] for proj in (self.k_proj, self.v_proj))
+        k, v = (part.unflatten(-1, (-1, 1, self.head_dim))[rows, index] for part in keys_and_values.unbind(2))
         q = self.q_proj(self.q_norm(x)).unflatten(-1, (k.shape[3], -1, self.head_dim))[
             :, :, None
         ]  # [b, q, 1, Hkv, G, hd]
-        weights = ((q * k).sum(-1, keepdim=True) * self.head_dim**-0.5).softmax(dim=2)  # [b, q, k, Hkv, G, 1]
+        weights = (q * k).sum(-1, keepdim=True).softmax(dim=2)  # [b, q, k, Hkv, G, 1]
         out: Tensor = self.o_proj((weights * v).sum(2).flatten(2))
         return 2 * x + out
 

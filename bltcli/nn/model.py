@@ -79,5 +79,6 @@ class Blt(nn.Module):
         positions, documents = self.tensor(layout.positions), self.tensor(layout.documents)
         mask = causal_mask(positions, documents, self.config.decoder.window)
         x = self.tensor(layout.ids) if self.decoder.lookup else states
-        out: Tensor = self.decoder(x, latents, self.tensor(layout.latent_of_byte), positions, mask)
+        latent_index = self.tensor(layout.latent_of_byte)
+        out: Tensor = self.decoder(x, self.decoder.cross_kv(latents), latent_index, positions, mask)
         return out

@@ -87,7 +87,8 @@ def decode_with_blocks(model: Blt, layout: Layout, blocks: Blocks) -> tuple[Tens
         model.config.decoder.window,
     )
     latent_index = joined(layout.latent_of_byte, blocks.latents[:, :, None])
-    logits = model.decoder(joined(layout.ids, blocks.ids), latents, latent_index, positions, mask[:, None])
+    cross_kv = model.decoder.cross_kv(latents)
+    logits = model.decoder(joined(layout.ids, blocks.ids), cross_kv, latent_index, positions, mask[:, None])
     return logits[:, :n], logits[:, n:].unflatten(1, (count, size))
 
 

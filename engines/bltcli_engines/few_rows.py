@@ -5,6 +5,8 @@ from __future__ import annotations
 from bltcli_engines.onnxruntime_engine import OrtBuffer, OrtEngine
 from bltcli_engines.protocol import Arrays
 
+LATENTS = "past_cross_kv"  # written, never read by the global model
+
 
 class FewRows:
     """The global graph in ONNX Runtime on the CPU, run for those rows of a batch that need it, on the same weights.
@@ -29,12 +31,13 @@ class FewRows:
     def run(self, feeds: Arrays) -> Arrays:
         """`feeds` are those of the rows that feeds["batch_rows"] numbers, [n]."""
         rows, starts = feeds["batch_rows"].tolist(), feeds["write_indices"].tolist()
+        of_latents = feeds["latent_write_indices"].tolist()
         columns, self._rows = feeds["position_ids"].shape[1], len(rows)
         self._take(rows, starts, feeds)
         found = self._part.run(feeds)
         for name in self.spec.state:
             own, whole = self._own[name].array, self._whole[name].array
-            for at, (row, start) in enumerate(zip(rows, starts, strict=True)):
+            for at, (row, start) in enumerate(zip(rows, of_latents if name == LATENTS else starts, strict=True)):
                 whole[row, :, start : start + columns] = own[at, :, start : start + columns]
         return found
 
@@ -48,5 +51,5 @@ class FewRows:
                 if name == "states":
                     read = feeds["patch_index"][at]
                     own[at, 0, read] = whole[row, 0, read]
-                else:
+                elif name != LATENTS:
                     own[at, :, :start] = whole[row, :, :start]

@@ -79,7 +79,7 @@ class Runtime(Protocol):
     slot_step: int  # buffers that grow have a multiple of this many slots
 
     def slots(self, axis: str) -> int:
-        """Slots that buffers along "slots" or "patch_slots" have from the start and for good; 0: they grow."""
+        """Slots that buffers along a cache axis, such as "slots", have from the start and for good; 0: they grow."""
         ...
 
     def buffer(self, shape: tuple[int, int, int, int], dtype: str) -> Buffer: ...

@@ -18,13 +18,13 @@ class HasState(Protocol):
     def bind(self, buffers: Mapping[str, Buffer]) -> None: ...
 
 
-def bind_state(engines: Mapping[GraphName, HasState], runtime: Runtime, rows: int) -> tuple[list[Buffer], list[Buffer]]:
+def bind_state(engines: Mapping[GraphName, HasState], runtime: Runtime, rows: int) -> list[list[Buffer]]:
     """Bind every state input of `engines` to a new buffer for `rows` texts, with no slots yet where they grow.
 
-    `present_X` of one graph and the input `X` of another are one buffer. Returns the buffers along the byte axis and
-    those along the patch axis.
+    `present_X` of one graph and the input `X` of another are one buffer. Returns the buffers along the byte axis, those
+    along the patch axis, and those along the axis of latents.
     """
-    by_axis: dict[str, list[Buffer]] = {"slots": [], "patch_slots": []}
+    by_axis: dict[str, list[Buffer]] = {"slots": [], "patch_slots": [], "latent_slots": []}
     shared: dict[str, Buffer] = {}
     bound: dict[GraphName, dict[str, Buffer]] = {}
     for name, engine in engines.items():
@@ -35,9 +35,9 @@ def bind_state(engines: Mapping[GraphName, HasState], runtime: Runtime, rows: in
             by_axis[axis].append(buffer)
     for name, engine in engines.items():
         engine.bind(
-            bound[name] | {s.name: shared[s.name] for s in engine.spec.inputs if s.name in ("states", "latents")}
+            bound[name] | {s.name: shared[s.name] for s in engine.spec.inputs if s.name in ("states", "cross_kv")}
         )
-    return by_axis["slots"], by_axis["patch_slots"]
+    return list(by_axis.values())
 
 
 def _make(spec: GraphSpec, name: str, runtime: Runtime, rows: int) -> tuple[Buffer, str]:

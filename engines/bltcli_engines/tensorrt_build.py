@@ -38,6 +38,7 @@ class Profile:
     max_bytes: int  # of the longest text
     slots: int  # bytes that local caches hold
     patch_slots: int  # patches that the global cache holds
+    latent_slots: int  # patches whose latents are held
     draft_rows: int  # byte rows of a verifying pass
     prefill_rows: int  # byte rows of the longest call
     patch_bytes: int  # longest patch
@@ -49,6 +50,11 @@ class Profile:
         if self.prefill_rows > self.slots:
             raise UsageError(f"{self.prefill_rows} rows in a call exceed the {self.slots} slots of the caches")
 
+    @property
+    def fixed(self) -> dict[str, int]:
+        """Slots along the axes of the caches."""
+        return {"slots": self.slots, "patch_slots": self.patch_slots, "latent_slots": self.latent_slots}
+
     def sizes(self, rows: int) -> dict[str, tuple[int, int, int]]:
         """Least, likeliest and largest size of every axis in calls of about `rows` byte rows."""
         return {
@@ -56,8 +62,7 @@ class Profile:
             "rows": (1, rows, rows),
             "patches": (1, max(1, rows // 4), rows),
             "patch_bytes": (1, self.patch_bytes, self.patch_bytes),
-            "slots": (self.slots, self.slots, self.slots),
-            "patch_slots": (self.patch_slots, self.patch_slots, self.patch_slots),
+            **{axis: (slots, slots, slots) for axis, slots in self.fixed.items()},
         }
 
     def row_counts(self) -> list[int]:
@@ -163,7 +168,7 @@ def _static(path: Path, profile: Profile) -> bytes:
     import onnx
 
     model = onnx.load(path, load_external_data=False)
-    fixed: Mapping[str, int] = {"slots": profile.slots, "patch_slots": profile.patch_slots}
+    fixed = profile.fixed
     for value in [*model.graph.input, *model.graph.output]:
         for axis in value.type.tensor_type.shape.dim:
             if axis.dim_param in fixed:

@@ -118,7 +118,7 @@ class TensorrtRuntime:
         self.row_multiple = profile.draft_rows
 
     def slots(self, axis: str) -> int:
-        return {"slots": self.profile.slots, "patch_slots": self.profile.patch_slots}[axis]
+        return self.profile.fixed[axis]
 
     def buffer(self, shape: tuple[int, int, int, int], dtype: str) -> DeviceBuffer:
         return DeviceBuffer(

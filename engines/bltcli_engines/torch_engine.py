@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bltcli.checkpoint.names import HOST_TABLES
+from bltcli.checkpoint.names import HOST_TABLES, reader_of
 from bltcli.config import ModelConfig
 from bltcli.errors import ModelError
 from bltcli.graphs import GraphName, GraphSpec
@@ -60,9 +60,8 @@ class TorchEngine:
 
     def __init__(self, spec: GraphSpec, model: Blt) -> None:
         self.spec, self.model = spec, model
-        module = {"global": "global_model"}.get(spec.name, spec.name)
         self.weight_bytes = sum(
-            p.nbytes for name, p in model.named_parameters() if name.startswith(f"{module}.") and "embed" not in name
+            p.nbytes for name, p in model.named_parameters() if reader_of(name) == spec.name and "embed" not in name
         )
         self.dtype = model.decoder.lm_head.weight.dtype
         self._buffers: dict[str, TorchBuffer] = {}
@@ -102,13 +101,11 @@ class TorchEngine:
             latents = self.model.global_model(
                 t["states"][:, 0], t["patch_index"], t["patch_len"], positions, bias, cache
             )
-            scatter(t["past_latents"], latents[:, None], t["write_indices"])
+            scatter(t["past_cross_kv"], self.model.decoder.cross_kv(latents)[:, None], t["latent_write_indices"])
             return {}
         rows = torch.arange(len(positions), device=positions.device)[:, None]
-        latents = t["latents"][:, 0][rows, t["latent_index"]]
-        index = torch.arange(positions.shape[1], device=positions.device).expand(positions.shape)
         x = t["ids"] if self.model.decoder.lookup else t["states"][:, 0][rows, t["state_index"]]
-        return {"logits": self.model.decoder(x, latents, index, positions, bias, cache)}
+        return {"logits": self.model.decoder(x, t["cross_kv"][:, 0], t["latent_index"], positions, bias, cache)}
 
 
 class TorchRuntime:

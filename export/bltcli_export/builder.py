@@ -56,7 +56,6 @@ class Builder:
         self.tape = tape.Tape()
         self.inputs = {s.name: as_value(s) for s in spec.inputs}
         self.outputs: dict[str, ir.Value] = {}
-        self.parameters = 0
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
     def op(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
@@ -87,7 +86,6 @@ class Builder:
         """Linear weights [outputs, inputs], transposed to [inputs, outputs] and joined along the outputs."""
         sources = [self.weights[name] for name in names]
         shape = (sources[0].shape[1], sum(s.shape[0] for s in sources))
-        self.parameters += int(np.prod(shape))
         block = block_of(names[0], sources[0].shape) if self.quantised else None
         if self.quantised is not None and block is not None:
             return self._quantised("+".join(names), sources, shape, block, self.quantised)
@@ -110,7 +108,6 @@ class Builder:
     def raw(self, name: str) -> ir.Value:
         """A weight as it is stored: norms and embedding tables."""
         source = self.weights[name]
-        self.parameters += int(np.prod(source.shape))
         return self._lazy(name, self.dtype, source.shape, lambda: self._read(source))
 
     def reshape(self, value: ir.Value, *shape: int) -> ir.Value:

@@ -32,7 +32,7 @@ from bltcli.bundle import (
 )
 from bltcli.checkpoint import Checkpoint, Weight
 from bltcli.checkpoint.identity import check_patcher
-from bltcli.checkpoint.names import HOST_TABLES, expected_shapes
+from bltcli.checkpoint.names import HOST_TABLES, component_parameters, expected_shapes
 from bltcli.checkpoint.safetensors_map import Stream, write_safetensors
 from bltcli.checkpoint.weights import DTYPES
 from bltcli.errors import ModelError, UsageError
@@ -59,10 +59,10 @@ class Component(NamedTuple):
 
 def dry_run(checkpoint: Checkpoint, precision: Precision) -> list[Component]:
     """What a bundle of `checkpoint` will hold, without writing it."""
-    rows = []
+    rows, parameters = [], component_parameters(checkpoint.config)
     for name in GRAPHS:
         g = build_graph(name, checkpoint.config, checkpoint.weights, precision)
-        rows.append(Component(name, g.parameters, weight_bytes(g)))
+        rows.append(Component(name, parameters[name], weight_bytes(g)))
     for table, source in HOST_TABLES.items():
         weight = checkpoint.weights[source]
         itemsize = table_dtype(weight, precision).itemsize
@@ -127,12 +127,13 @@ def _write(
     checkpoint: Checkpoint, folder: Path, precision: Precision, check: bool, notice: Callable[[str], None]
 ) -> None:
     graphs: dict[str, Any] = {}
+    parameters = component_parameters(checkpoint.config)
     for name in GRAPHS:
         notice(f"writing {name}.onnx")
         g = build_graph(name, checkpoint.config, checkpoint.weights, precision)
         graphs[name] = {
             **write_forms(g, folder),
-            "parameters": g.parameters,
+            "parameters": parameters[name],
             "weight_bytes": weight_bytes(g),
             "inputs": [tensor_entry(t) for t in g.spec.inputs],
             "outputs": [tensor_entry(t) for t in g.spec.outputs],

@@ -1,10 +1,12 @@
-"""The global graph: pool each closed patch from the state buffer, run the large stack, project to latents."""
+"""The global graph: pool each closed patch from the state buffer, run the large stack, project to latents, and those to
+what the decoder reads of them."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
+from bltcli.checkpoint.weights import DTYPES
 from bltcli.config import ModelConfig
 from bltcli.graphs import MASKED
 from bltcli_export.blocks import gather_rows, rms_norm, rope_tables, transformer_layer
@@ -20,9 +22,27 @@ def build_global(g: Builder, config: ModelConfig) -> None:
     for layer in range(stack.num_layers):
         x = transformer_layer(g, x, "global_model", layer, stack, rope)
     latents = g.op("MatMul", x, g.weight("global_model.latent_projection.weight"))
-    rows = g.op("Unsqueeze", latents, g.ints(1))  # [b, 1, c, W]
-    scatter = g.op("TensorScatter", g.inputs["past_latents"], rows, g.inputs["write_indices"], axis=2)
-    g.output("present_latents", scatter)
+    rows = g.op("Unsqueeze", cross_kv(g, latents, config), g.ints(1))  # [b, 1, c, cross_kv_size]
+    scatter = g.op("TensorScatter", g.inputs["past_cross_kv"], rows, g.inputs["latent_write_indices"], axis=2)
+    g.output("present_cross_kv", scatter)
+
+
+def cross_kv(g: Builder, latents: ir.Value, config: ModelConfig) -> ir.Value:
+    """Keys, scaled, and values of latents [b, c, W] for each cross-attention of the decoder, in this order:
+    [b, c, layers * 2 * k * Hkv * hd]. They are the same for every byte that reads a patch."""
+    stack, k = config.decoder, config.cross_attn_k
+    width, parts = stack.num_kv_heads * stack.head_dim, 2 * stack.num_cross_layers
+    slots = g.reshape(latents, 0, 0, k, config.hidden_size)
+    found = []
+    for layer in range(stack.num_cross_layers):
+        name = f"decoder.cross_attn_layers.{layer}"
+        normed = rms_norm(g, slots, f"{name}.k_norm.weight", stack.norm_eps)
+        kv = g.op("MatMul", normed, g.weight(f"{name}.k_proj.weight", f"{name}.v_proj.weight"))
+        found.append(g.reshape(kv, 0, 0, k, 2, width))
+    scale = np.ones((parts, 1), dtype=DTYPES[g.dtype])
+    scale[::2] = stack.head_dim**-0.5
+    scaled = g.op("Mul", g.op("Concat", *found, axis=3), g.constant(scale))
+    return g.reshape(g.op("Transpose", scaled, perm=[0, 1, 3, 2, 4]), 0, 0, parts * k * width)
 
 
 def pool_patches(g: Builder, config: ModelConfig) -> ir.Value:

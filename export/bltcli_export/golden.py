@@ -26,7 +26,8 @@ TEXT: Final = (
 
 
 def write_golden(folder: Path) -> Path:
-    """Write ids int64 [N], and float32 entropy [N], states [N, h], latents [M, W], logits [N, 260]."""
+    """Write ids int64 [N], and float32 entropy [N], states [N, h], cross_kv [M, cross_kv_size],
+    logits [N, 260]."""
     import torch
 
     from bltcli.nn.loading import load_blt
@@ -35,13 +36,14 @@ def write_golden(folder: Path) -> Path:
     layout = model.layout(encode(TEXT)[None])
     with torch.no_grad():
         states, latents = model.encode(layout)
+        cross_kv = model.decoder.cross_kv(latents)
         logits = model.decode(layout, states, latents)
     closed = int(layout.closes.sum())
     arrays = {
         "ids": layout.ids[0],
         "entropy": model.entropies(layout.ids)[0].numpy(),
         "states": states[0].numpy(),
-        "latents": latents[0, :closed].numpy(),
+        "cross_kv": cross_kv[0, :closed].numpy(),
         "logits": logits[0].numpy(),
     }
     streams = {name: (np.dtype(array.dtype), array.shape, [array]) for name, array in arrays.items()}

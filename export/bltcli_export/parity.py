@@ -121,7 +121,7 @@ def check_golden(bundle: Bundle, file: Path) -> Parity:
     parity.compare("entropy", np.concatenate(entropy), golden["entropy"])
     parity.compare("logits", np.concatenate(logits), golden["logits"])
     model.absorb([ids[:1]], peek=True)  # the bytes of the last patch, still open, are encoded with one more
-    for name, engine in (("states", model.engines["encoder"]), ("latents", model.engines["global"])):
+    for name, engine in (("states", model.engines["encoder"]), ("cross_kv", model.engines["global"])):
         found = engine.buffers[f"past_{name}"].numpy()[0, 0]
         parity.compare(name, found[: len(golden[name])], golden[name])
     return parity.require()

@@ -10,7 +10,7 @@ from bltcli.cache import STEP
 from bltcli.checkpoint import Checkpoint
 from bltcli.config import ModelConfig
 from bltcli.graphs import GRAPHS, Precision, graph_specs
-from bltcli.texts import PREFILL_ROWS, slide_step
+from bltcli.texts import LATENT_SLOTS, PREFILL_ROWS, slide_step
 from bltcli_export.exporter import check_bytes, dry_run
 from bltcli_export.graphs import build_graph
 
@@ -69,10 +69,12 @@ def file_bytes(checkpoint: Checkpoint, precision: Precision) -> dict[str, int]:
 def cache_bytes(config: ModelConfig, precision: Precision, context: int) -> dict[str, int]:
     """Bytes of state per graph for one text of `context` bytes: keys, values and what it hands to the next graph."""
     held = min(context, config.reach - 1 + slide_step(config)) + PREFILL_ROWS
+    patches = -(-((context + PREFILL_ROWS) // BYTES_PER_PATCH + 2) // STEP) * STEP
     sizes = {
         "batch": 1,
         "slots": -(-held // STEP) * STEP,
-        "patch_slots": -(-((context + PREFILL_ROWS) // BYTES_PER_PATCH + 2) // STEP) * STEP,
+        "patch_slots": patches,
+        "latent_slots": min(patches, LATENT_SLOTS),
     }
     return {
         name: sum(
