@@ -13,7 +13,7 @@ from bltcli.vocab import INPUT_IDS, OUTPUT_IDS
 HOST_TABLES: Final = {"byte": "encoder.embed_tokens.weight", "hashed": "encoder.hash_embedding.weight"}
 
 
-#: What each graph is made of, by the beginning of a tensor's name.
+#: The parts of a model, by the graphs named after them: how the names of their tensors begin.
 COMPONENTS: Final[dict[GraphName, str]] = {
     "patcher": "patcher.",
     "encoder": "encoder.",

@@ -51,11 +51,12 @@ class Decoder(Stack):
         -> logits float32 [b, q, 260]."""
         if self.lookup:
             x = self.embed_tokens(x)
-        kv = cross_kv.unflatten(-1, (len(self._cross), 2, self.k, -1)).unbind(2)
+        cross = self._cross
+        kv = cross_kv.unflatten(-1, (len(cross), 2, self.k, -1)).unbind(2)  # each [b, P, 2, k, Hkv * hd]
         rope = Rope.at(positions, self.config)
         for index, layer in enumerate(self.layers):
-            if index < len(kv):
-                x = self._cross[index].read(x, kv[index], latent_index)
+            if index < len(cross):
+                x = cross[index].read(x, kv[index], latent_index)
             x = layer(x, rope, mask, *self.cache_of(cache, index))
         logits: Tensor = self.lm_head(self.norm(x)).float()
         return logits
