@@ -13,9 +13,11 @@ import pytest
 
 from bltcli.bundle import open_bundle
 from bltcli.checkpoint import open_checkpoint
+from bltcli.decoding.driver import run_whole
 from bltcli.models import builtin_checkpoint, resolve_bundle
-from bltcli.pipeline import patch_text
+from bltcli.pipeline import open_model, patch_text
 from bltcli.verify import self_test
+from bltcli.vocab import encode
 
 ROOT = Path(__file__).parent.parent
 ENGLISH = b"The minister may, by order, amend the conditions of the permit. " * 5
@@ -86,6 +88,17 @@ def test_patches_average_about_four_bytes() -> None:
     patches = patch_text(open_bundle(resolve_bundle(None, None, print)), ENGLISH)
     assert 3 < np.mean([len(patch) for patch, _ in patches]) < 6.5
     assert max(len(patch) for patch, _ in patches) <= 8
+
+
+def test_long_texts_do_not_fall_apart() -> None:
+    """Bytes behind the 300th are expected no worse than the first, as no window is longer than the rows of training."""
+    ids = encode((ROOT / "LICENSE").read_bytes()[1000:2400])
+    model, found = open_model(open_bundle(resolve_bundle(None, None, print))), []
+    for pieces, logits in run_whole(model, {0: ids}):
+        found.append(logits[0, : len(pieces[0])].copy())
+    scores = np.concatenate(found)[:-1].astype(np.float64)
+    bits = np.log2(np.exp(scores).sum(-1)) - scores[np.arange(len(scores)), ids[1:]] / np.log(2)
+    assert bits[300:].mean() < bits[:256].mean() + 0.3
 
 
 @pytest.mark.parametrize("engine", ["ort-cpu", "torch"])

@@ -18,6 +18,7 @@ from bltcli.train.config import TrainConfig, load_config
 from bltcli.train.data import Corpus
 from bltcli.train.overlap import RUN, Overlap, normal
 from bltcli.train.recipe import train
+from bltcli.train.start import take_start
 from tests.toy_training import quiet, with_blocks
 
 
@@ -71,6 +72,14 @@ def test_another_geometry_is_refused(first: Path, blocks: TrainConfig, data_root
     with pytest.raises(UsageError, match=r"model\.decoder\.num_layers is 2 in the recipe and 1 in the checkpoint"):
         train(config, data_root, tmp_path / "out", resume=False, show=quiet, init=first)
     assert not (tmp_path / "out").exists()
+
+
+def test_windows_are_the_recipes(first: Path, blocks: TrainConfig, data_root: Path, tmp_path: Path) -> None:
+    shorter = {part: dataclasses.replace(getattr(blocks.model, part), window=40) for part in ("encoder", "decoder")}
+    config = dataclasses.replace(blocks, model=dataclasses.replace(blocks.model, **shorter))
+    found = take_start(config, first, torch.device("cpu")).model.config
+    assert (found.encoder.window, found.decoder.window) == (40, 40)
+    assert open_checkpoint(first).config.decoder.window == 64
 
 
 # identity

@@ -257,6 +257,15 @@ def test_a_block_size_that_is_not_trained_is_refused(recipe: Path) -> None:
         load_config(recipe)
 
 
+def test_windows_longer_than_the_rows_of_training_are_refused(recipe: Path) -> None:
+    text = recipe.read_text()
+    for name in ("encoder", "decoder"):
+        head, tail = text.split(f"[model.{name}]")
+        recipe.write_text(f"{head}[model.{name}]{tail.replace('window = 64', 'window = 97', 1)}")
+        with pytest.raises(UsageError, match=rf"model\.{name}\.window is 97, rows have 96 bytes: .* use at most 96"):
+            load_config(recipe)
+
+
 def test_an_earlier_run_is_neither_overwritten_nor_resumed_unasked(
     recipe: Path, data_root: Path, tmp_path: Path
 ) -> None:

@@ -140,6 +140,13 @@ class TrainConfig:
             raise UsageError(f"model.block_size is {self.model.block_size}, the largest block trained is {largest}")
         if not 0 <= self.prompt_weight <= 1:
             raise UsageError(f"prompt_weight is {self.prompt_weight}; use 0 to 1")
+        rows = self.data.row_bytes
+        for name, stack in (("encoder", self.model.encoder), ("decoder", self.model.decoder)):
+            if stack.window is None or stack.window > rows:
+                raise UsageError(
+                    f"model.{name}.window is {stack.window}, rows have {rows} bytes: longer texts would be read over "
+                    f"distances that no row has, and fall apart; use at most {rows}"
+                )
 
 
 def load_config(path: Path) -> TrainConfig:

@@ -55,15 +55,17 @@ def train_patcher(run: Run) -> Start | None:
 
 def take_start(config: TrainConfig, init: Path, device: torch.device) -> Start:
     """The model of the checkpoint `init` with the recipe's block size. Raises UsageError where its geometry is not the
-    recipe's in anything but block size and threshold."""
+    recipe's in anything but block size, threshold, and the windows of what is trained."""
     checkpoint = open_checkpoint(init)
     check_patcher(checkpoint)
     threshold = checkpoint.config.patcher.threshold_nats
     patcher = dataclasses.replace(config.model.patcher, threshold_nats=threshold)
     wanted = dataclasses.replace(config.model, patcher=patcher)
-    difference = first_difference(
-        wanted.to_dict(), dataclasses.replace(checkpoint.config, block_size=wanted.block_size).to_dict()
-    )
+    found = dataclasses.replace(checkpoint.config, block_size=wanted.block_size)
+    for part in ("encoder", "global_model", "decoder"):
+        stack = dataclasses.replace(getattr(found, part), window=getattr(wanted, part).window)
+        found = dataclasses.replace(found, **{part: stack})
+    difference = first_difference(wanted.to_dict(), found.to_dict())
     if difference:
         raise UsageError(f"{init} does not fit the recipe's model: {difference}")
     model = Blt(wanted).to(device)
