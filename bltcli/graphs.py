@@ -9,7 +9,7 @@ A decoder that looks ids up has a second form for devices, which chooses bytes i
 
 Every `past_*` input and its `present_*` output are one buffer, updated in place. Axes: `batch` records, `rows` byte
 rows of this call, `slots` byte slots of the buffers, `patches` patches closed in this call, `patch_slots` patch slots,
-`latent_slots` those of the patches that the decoder may still read,`patch_bytes` bytes of the longest of those patches.
+`patch_bytes` bytes of the longest of those patches, `latent_slots` those of latents that bytes may still read.
 """
 
 from __future__ import annotations

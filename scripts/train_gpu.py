@@ -52,7 +52,7 @@ def flops_per_id(config: TrainConfig) -> float:
         return part.num_layers * per_layer
 
     g = model.global_model.hidden_size
-    cross = model.decoder.num_layers if model.decoder.cross_attn_all_layers else 1
+    cross = model.decoder.num_cross_layers
     decoder = stack(model.decoder, data.row_bytes) + cross * 2 * h * h + 260 * h
     per_patch = stack(model.global_model, data.row_bytes * patches) + h * width + 2 * k * h * h + 2 * width * g
     per_patch += cross * 2 * k * h * h  # keys and values of the decoder's cross-attention

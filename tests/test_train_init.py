@@ -74,7 +74,7 @@ def test_another_geometry_is_refused(first: Path, blocks: TrainConfig, data_root
     assert not (tmp_path / "out").exists()
 
 
-def test_windows_are_the_recipes(first: Path, blocks: TrainConfig, data_root: Path, tmp_path: Path) -> None:
+def test_windows_are_the_recipes(first: Path, blocks: TrainConfig) -> None:
     shorter = {part: dataclasses.replace(getattr(blocks.model, part), window=40) for part in ("encoder", "decoder")}
     config = dataclasses.replace(blocks, model=dataclasses.replace(blocks.model, **shorter))
     found = take_start(config, first, torch.device("cpu")).model.config

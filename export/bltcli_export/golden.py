@@ -26,8 +26,7 @@ TEXT: Final = (
 
 
 def write_golden(folder: Path) -> Path:
-    """Write ids int64 [N], and float32 entropy [N], states [N, h], cross_kv [M, cross_kv_size],
-    logits [N, 260]."""
+    """Write ids int64 [N], and float32 entropy [N], states [N, h], cross_kv [M, V], logits [N, 260]."""
     import torch
 
     from bltcli.nn.loading import load_blt
