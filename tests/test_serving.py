@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from bltcli import lanes
 from bltcli.decoding import MethodOptions
+from bltcli.decoding.draft_length import AdaptiveLength
 from bltcli.decoding.driver import Request
 from bltcli.decoding.lanes import serve_lanes
 from bltcli.decoding.stop import Stop
@@ -26,6 +28,12 @@ from tests.tiny import sample_text
 from tests.toy import ToyModel, random_law
 
 SAMPLER = Sampler(temperature=1.0, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def every_round_takes_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many rounds `k=auto` takes hangs on a clock: here on one that a busy machine does not disturb."""
+    monkeypatch.setattr(AdaptiveLength.__init__, "__defaults__", (itertools.count().__next__,))
 
 
 def requests(count: int) -> list[Request]:
