@@ -17,7 +17,7 @@ from statistics import median
 
 from common import RESULTS, write_rows
 
-from bltcli import pipeline
+from bltcli import passes, pipeline
 from bltcli.bundle import Bundle, open_bundle
 from bltcli.decoding import MethodOptions
 from bltcli.decoding.driver import Request
@@ -34,13 +34,13 @@ from bltcli_engines.onnxruntime_engine import OrtRuntime
 class Variant:
     name: str
     slot_step: int = OrtRuntime.slot_step
-    few: int = pipeline.FEW
+    few: int = passes.FEW
     threads: int = 0
     pairs: bool = True
     lanes: bool = False
 
     def open(self, bundle: Bundle, rows: int) -> list[pipeline.Pipeline]:
-        OrtRuntime.slot_step, pipeline.FEW = self.slot_step, self.few  # read when a model is opened
+        OrtRuntime.slot_step, passes.FEW = self.slot_step, self.few  # read when a model is opened
         if self.lanes:
             return open_lanes(bundle, rows=rows)
         model = pipeline.open_model(bundle, rows=rows, threads=self.threads)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bltcli.config import ModelConfig
-from bltcli.decoding.denoise import Bools
+from bltcli.decoding.rows import Bools, where
 from bltcli.embeddings import Tables
 from bltcli.graphs import GraphName
 from bltcli.ngrams import hash_rows
@@ -160,7 +160,7 @@ class Passes(Texts):
         run = self._run_decoder(span.own_ids, span.positions, latents, span.place, present)
         logits: FloatArray = run["logits"]
         self.decoded[:] = self.lengths
-        if span is last:
+        if span.positions is last.positions:
             return logits
         columns = np.minimum((present - counts)[:, None] + np.arange(max(counts.tolist())), logits.shape[1] - 1)
         found: FloatArray = logits[self._row, columns]
@@ -182,7 +182,7 @@ class Passes(Texts):
         positions = first[:, None] + np.arange(rows)
         ids = self.ids_at(first, rows)
         if pending is not None:
-            for row in np.flatnonzero(runs).tolist():
+            for row in where(runs):
                 ids[row, clean[row] - len(pending[row]) : clean[row]] = pending[row]
         latents = np.where(positions >= self.lengths[:, None], self.latest[:, None], self.latents(positions))
         columns = np.minimum(clean[:, None] + np.arange(max(1, *counts.tolist())), rows - 1)
@@ -193,7 +193,7 @@ class Passes(Texts):
         """One decoder pass over `rows` for the texts that are `live`, with the ids of block [b, B]: what it finds, with
         `addends` of those where the graph chooses."""
         ids = rows.ids
-        for row in np.flatnonzero(live).tolist():
+        for row in where(live):
             clean, present = rows.clean[row], rows.present[row]
             ids[row, clean:present] = block[row, : present - clean]
         addend = None
@@ -201,8 +201,7 @@ class Passes(Texts):
             addend = np.zeros((*ids.shape, OUTPUT_IDS), dtype=np.float32)
             addend[self._row, rows.columns] = addends
         found = self._run_decoder(ids, ids, rows.latents, rows.place, live, addend)
-        runs = rows.present > 0
-        self.decoded[runs] = self.lengths[runs]
+        np.copyto(self.decoded, self.lengths, where=rows.present > 0)
         return found
 
     def _run_decoder(

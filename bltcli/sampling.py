@@ -10,20 +10,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bltcli.errors import UsageError
 from bltcli.graphs import BANNED
-from bltcli.vocab import EOS, NEVER_GENERATED, OUTPUT_IDS, IdArray
+from bltcli.vocab import ALLOWED, EOS, OUTPUT_IDS, IdArray
 
 #: A drafted byte is chosen again when it is verified. 2 kB each.
 NOISES_KEPT: Final = 1024
 
 FloatArray = NDArray[np.float32]
-FloatT = TypeVar("FloatT", np.float32, np.float64)
+_ALLOWED_BUT_EOS: Final = np.where(np.arange(OUTPUT_IDS) == EOS, np.float32(-np.inf), ALLOWED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +52,17 @@ class Sampler:
     def choose(self, logits: FloatArray, records: IdArray, positions: IdArray) -> IdArray:
         """The id for each row, int64 [n]. logits [n, 260]; records [n]; positions [n] of the bytes being chosen."""
         if self.temperature == 0:
-            likeliest: IdArray = self._allowed(logits.copy()).argmax(axis=-1)
+            likeliest: IdArray = (logits + self._allowed).argmax(axis=-1)
             return likeliest
         noise = np.stack([self.noise(int(r), int(p)) for r, p in zip(records, positions, strict=True)])
-        chosen: IdArray = (self.log_probabilities(self._allowed(logits.astype(np.float64))) + noise).argmax(axis=-1)
+        allowed = np.add(logits, self._allowed, dtype=np.float64)
+        chosen: IdArray = (self.log_probabilities(allowed) + noise).argmax(axis=-1)
         return chosen
 
-    def _allowed(self, scores: NDArray[FloatT]) -> NDArray[FloatT]:
-        """`scores` [n, 260] themselves, minus infinity where an id is never generated."""
-        for never in (*NEVER_GENERATED, EOS) if self.ignore_eos else NEVER_GENERATED:
-            scores[:, never] = -np.inf
-        return scores
+    @property
+    def _allowed(self) -> FloatArray:
+        """Added to logits [n, 260]: minus infinity where an id is not to be generated."""
+        return _ALLOWED_BUT_EOS if self.ignore_eos else ALLOWED
 
     def log_probabilities(self, allowed: NDArray[np.float64]) -> NDArray[np.float64]:
         """Log of the distribution drawn from, float64 [n, 260], up to a constant per row; minus infinity where cut."""

@@ -7,7 +7,7 @@ room in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class Texts:
 
     def __init__(self, config: ModelConfig, rows: int, step: int, buffers: Sequence[Sequence[Buffer]]) -> None:
         """`step`: that of the capacities of `buffers`, which lie along the axes of bytes, patches and latents."""
-        self.config, self.rows = config, rows
+        self.config, self.rows, self.max_bytes = config, rows, config.max_bytes
         self.byte_cache, self.patch_cache, self.latent_cache = (KVCache(along, rows, step) for along in buffers)
         self.latent_cache.lengths = self.patch_cache.lengths  # one array: there is a latent of every closed patch
         # indexed by position + _margin: reading a little before or after the text needs no clipping
@@ -71,10 +71,6 @@ class Texts:
         self._reach, self._slide = config.reach, slide_step(config)
 
     @property
-    def max_bytes(self) -> int:
-        return self.config.max_bytes
-
-    @property
     def lengths(self) -> IdArray:
         return self.byte_cache.lengths
 
@@ -84,7 +80,7 @@ class Texts:
 
     @property
     def room(self) -> IdArray:
-        bytes_left = self.config.max_bytes - self.lengths
+        bytes_left = self.max_bytes - self.lengths
         return np.minimum(bytes_left, self.config.global_model.max_positions - self.patches)
 
     @property
@@ -148,14 +144,16 @@ class Texts:
                 held[:] = new
 
     def span(self, starts: IdArray, rows: int, window: int | None, last: Span | None = None) -> Span:
-        """`rows` byte rows from position starts[r] on, for a graph with this window; `last` again if it is the same,
-        and nothing was stored since."""
-        same = last is not None and last.window == window and last.positions.shape[1] == rows
-        if last is not None and same and last.positions[:, 0].tolist() == starts.tolist():
+        """`rows` byte rows from position starts[r] on, for a graph with this window. `last` again if it has the same
+        rows, which see the same, and nothing was stored since."""
+        if last is None or last.positions.shape[1] != rows or last.positions[:, 0].tolist() != starts.tolist():
+            positions = starts[:, None] + np.arange(rows)
+            ids = self.ids_at(starts - self._margin, self._margin + rows)
+            return Span(positions, ids, self.place(positions, window), window)
+        end = max(starts.tolist()) + rows
+        if window == last.window or all(w is None or end <= w for w in (window, last.window)):
             return last
-        positions = starts[:, None] + np.arange(rows)
-        ids = self.ids_at(starts - self._margin, self._margin + rows)
-        return Span(positions, ids, self.place(positions, window), window)
+        return replace(last, place=self.place(last.positions, window), window=window)
 
     def ids_at(self, starts: IdArray, count: int) -> IdArray:
         """A copy of `count` ids from position starts[r] on, which may lie a margin before the text, [b, count]."""
@@ -169,7 +167,7 @@ class Texts:
         positions of padding end with the rotary table."""
         slots = positions - self.byte_cache.bases[:, None]
         return {
-            "position_ids": np.minimum(positions, self.config.max_bytes - 1),
+            "position_ids": np.minimum(positions, self.max_bytes - 1),
             "write_indices": slots[:, 0],
             "attn_bias": self.byte_cache.bias(slots, window, blocks),
         }

@@ -21,6 +21,8 @@ OUTPUT_IDS: Final = 260
 MASK: Final = 260
 INPUT_IDS: Final = 261
 NEVER_GENERATED: Final = (BOE, BOS, PAD)
+#: What is added to scores of ids, float32 [260]: minus infinity where an id is never generated.
+ALLOWED: Final = np.where(np.isin(np.arange(OUTPUT_IDS), NEVER_GENERATED), np.float32(-np.inf), np.float32(0))
 
 IdArray = NDArray[np.int64]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from pathlib import Path
 
@@ -95,6 +96,20 @@ def test_drafting_leaves_no_trace(tiny: Bundle) -> None:
             model.draft(ids[start : start + 1], np.array([6]), lambda logits, rows, positions: logits.argmax(-1))
         found.append(model.extend([ids[start : start + 5]])[0, :5].copy())
     assert np.array_equal(straight, np.concatenate(found))
+
+
+def test_graphs_with_other_windows_share_rows_that_see_the_same(tiny: Bundle) -> None:
+    model, shared = open_model(tiny), 0
+    model.make_room(32)
+    for start, (other, window) in itertools.product(range(12), itertools.permutations((None, 5, 8), 2)):
+        starts = np.array([start])
+        last, alone = model.span(starts, 2, other), model.span(starts, 2, window)
+        found = model.span(starts, 2, window, last)
+        shared += found is last
+        assert found.place["attn_bias"].tolist() == alone.place["attn_bias"].tolist()
+        assert found.positions.tolist() == alone.positions.tolist()
+        assert found.ids.tolist() == alone.ids.tolist()
+    assert shared == 4 * 4 + 2 * 7  # two rows from 0 to 3 fit into windows of 5, from 0 to 6 into those of 8
 
 
 def test_a_batch_of_mixed_lengths_equals_each_text_alone(tiny: Bundle) -> None:

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from bltcli.errors import UsageError
 from bltcli.sampling import FloatArray
-from bltcli.vocab import NEVER_GENERATED, OUTPUT_IDS, IdArray
+from bltcli.vocab import ALLOWED, IdArray
 
 Bools = NDArray[np.bool_]
-_ALLOWED = np.where(np.isin(np.arange(OUTPUT_IDS), NEVER_GENERATED), -np.inf, 0.0)  # [260]
 
 
 class Certainty(Protocol):
@@ -41,7 +40,7 @@ class OfLogits:
     @cached_property
     def _odds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Of each id that can be generated beside the likeliest, [n, B, 260], and their sum, [n, B]."""
-        allowed = self._logits + _ALLOWED
+        allowed = np.add(self._logits, ALLOWED, dtype=np.float64)
         odds = np.exp(allowed - allowed.max(axis=-1, keepdims=True))
         return odds, odds.sum(axis=-1)
 
@@ -111,9 +110,10 @@ class Confidence:
     def reveal(self, certainty: Certainty, masked: Bools) -> Bools:
         confidence = certainty.confidence
         shown: Bools = masked & (confidence > self.alpha)
-        for row in np.flatnonzero(~shown.any(axis=1)).tolist():
-            surest = np.where(masked[row], confidence[row], -1.0).argmax()
-            shown[row, surest] = masked[row, surest]
+        for row, revealed in enumerate(shown.tolist()):
+            if not any(revealed):
+                surest = np.where(masked[row], confidence[row], -1.0).argmax()
+                shown[row, surest] = masked[row, surest]
         return shown
 
 

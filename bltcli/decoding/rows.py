@@ -77,7 +77,7 @@ class Rows:
         """How many bytes each row may draft, [b]: at most k, no further than its end, none after a pending EOS."""
         if k == 0:
             return np.zeros(len(self.active), dtype=np.int64)
-        ended = np.array([EOS in ids for ids in self.pending], dtype=np.bool_)
+        ended = np.array([EOS in ids.tolist() for ids in self.pending], dtype=np.bool_)
         counts = np.minimum(np.minimum(k, self._room_after(self.pending)), self.wanted - 1)
         return np.where(self.active & ~ended, np.maximum(counts, 0), 0)
 
