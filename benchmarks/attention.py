@@ -11,7 +11,7 @@ caches of ten layers in turns, so that none stays in the processor's own memory.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -68,7 +68,7 @@ def row_by_row(heads: int, width: int) -> onnx.ModelProto:
 
 
 def group_query(heads: int, width: int) -> onnx.ModelProto:
-    inputs = dict.fromkeys(("q", "new_k", "new_v"), ("b", "n", heads * width))
+    inputs: dict[str, tuple[Any, ...]] = dict.fromkeys(("q", "new_k", "new_v"), ("b", "n", heads * width))
     inputs |= dict.fromkeys(("k", "v"), ("b", heads, "c", width))
     names = ["q", "new_k", "new_v", "k", "v", "last", "total"]
     node = helper.make_node(
@@ -131,8 +131,11 @@ def measured(texts: int, heads: int, width: int, slots: int, query: int, threads
     masked = {"q": array(texts, heads, query, width), "bias": np.zeros((texts, 1, query, slots), dtype=np.float32)}
     rows = {name: array(texts, query, heads * width) for name in ("q", "new_k", "new_v")}
     ends = {"last": np.full(texts, slots - 1, dtype=np.int32), "total": np.array(slots, dtype=np.int32)}
-    forms = {"Attention": (attention, masked, {}), "plain products": (products, masked, {})}
-    forms["row by row"] = (row_by_row, masked, {})
+    forms: dict[str, tuple[Callable[[int, int], onnx.ModelProto], dict[str, Any], dict[str, str]]] = {
+        "Attention": (attention, masked, {}),
+        "plain products": (products, masked, {}),
+        "row by row": (row_by_row, masked, {}),
+    }
     if texts == 1:  # GroupQueryAttention takes several rows of one text alone
         forms["GroupQueryAttention"] = (group_query, rows | ends, {"k_out": "k", "v_out": "v"})
     for name, (build, feeds, shared) in forms.items():

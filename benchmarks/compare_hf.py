@@ -57,8 +57,10 @@ def random_model() -> BltForCausalLM:
         global_config=stack(512, 6, 8, 1408),
     )
     model = BltForCausalLM(config).eval()
+    patcher = model.model.patcher
+    assert patcher is not None
     with torch.no_grad():
-        entropies, _, _ = model.model.patcher(torch.from_numpy(encode(prompt(1500))[None]), patch_size=4, threshold=0.0)
+        entropies, _, _ = patcher(torch.from_numpy(encode(prompt(1500))[None]), patch_size=4, threshold=0.0)
     found = entropies.flatten().sort().values
     at = len(found) * 3 // 4
     model.config.patching_threshold = float(found[at - 1 : at + 1].mean())  # between two: no entropy of ours is a tie

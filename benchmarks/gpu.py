@@ -132,7 +132,8 @@ def add_rows(path: Path, rows: Sequence[Row]) -> None:
 
 def run_one(o: argparse.Namespace) -> int:
     """One stage in this process."""
-    from gpu_stages import STAGES, Stage
+    from gpu_stage import Stage
+    from gpu_stages import STAGES
 
     from bltcli.errors import BltError
 

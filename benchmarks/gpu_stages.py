@@ -24,7 +24,7 @@ from bltcli.decoding.stop import Stop
 from bltcli.differences import NEAR_TIE, Run, explain
 from bltcli.engine_choice import OPENERS
 from bltcli.errors import BltError, ModelError
-from bltcli.graphs import GRAPHS, Precision
+from bltcli.graphs import GRAPHS, GraphName, Precision
 from bltcli.pipeline import Pipeline, open_model
 from bltcli.sampling import FloatArray, Sampler
 from bltcli.verify import Verification
@@ -38,6 +38,8 @@ RUNS = 50  # of a graph, timed one by one
 #: Largest difference of a graph from float32 PyTorch, relative. fp32 is without TF32; float16 and bfloat16 round to 11
 #: and 8 bits; quantised weights are held against float32 ones, with activations as the engine has them.
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 0.03, "bf16": 0.24, "int8": 0.1, "int4": 0.5}
+#: Runs to be done again, by graph, number of rows (or of drafted bytes), and whether they draft.
+Seen = dict[tuple[GraphName, int, bool], Callable[[], Any]]
 TEXT = b"The same bytes, whatever the company: one piece, byte by byte, or beside other texts. 0123456789" * 4
 
 
@@ -199,7 +201,7 @@ def times(stage: Stage) -> Iterator[Row]:
     """Each graph alone, waited for: seconds per run in the shapes that decoding uses, and per draft where a decoder
     drafts by itself."""
     model = stage.open()
-    seen: dict[tuple[str, int, bool], Callable[[], Any]] = {}
+    seen: Seen = {}
     for name, counted in model.engines.items():
         watch(counted.engine, name, seen)
     for method in ("ar", "blt-s k=8"):
@@ -207,7 +209,7 @@ def times(stage: Stage) -> Iterator[Row]:
         stop = Stop(max_bytes=stage.new_bytes)
         generate_texts(model, options.make(model), [TEXT[:100]], sampler=Sampler(ignore_eos=True), stop=stop)
     for (name, count, drafted), again in sorted(seen.items(), key=lambda item: item[0]):
-        counted, seconds = model.engines[name], []  # type: ignore[index]  # a graph's name
+        counted, seconds = model.engines[name], list[float]()
         for _ in range(RUNS):
             began = time.perf_counter()
             again()
@@ -225,7 +227,7 @@ def times(stage: Stage) -> Iterator[Row]:
         }
 
 
-def watch(engine: Any, name: str, seen: dict[tuple[str, int, bool], Callable[[], Any]]) -> None:
+def watch(engine: Any, name: GraphName, seen: Seen) -> None:
     """Keep the last run of each number of rows, and the last draft of each number of bytes, to be done again."""
     run, draft = engine.run, getattr(engine, "draft", None)
 
@@ -234,8 +236,9 @@ def watch(engine: Any, name: str, seen: dict[tuple[str, int, bool], Callable[[],
         return run(feeds)
 
     def watch_draft(feeds: Any, steps: int) -> Any:
-        seen[name, steps, True] = partial(draft, copied(feeds), steps)  # type: ignore[arg-type]  # it was called
-        return draft(feeds, steps)  # type: ignore[misc]
+        assert draft is not None  # it was called
+        seen[name, steps, True] = partial(draft, copied(feeds), steps)
+        return draft(feeds, steps)
 
     engine.run = watch_run
     if draft is not None:

@@ -21,7 +21,7 @@ from bltcli.bundle import Bundle, open_bundle
 from bltcli.decoding.block_diffusion import BlockDiffusion
 from bltcli.decoding.denoise import Confidence, OneStep, Unmask
 from bltcli.decoding.driver import generate_texts, run_whole
-from bltcli.decoding.rows import NOTHING, Rows
+from bltcli.decoding.rows import NOTHING, Rows, where
 from bltcli.decoding.stop import Stop
 from bltcli.pipeline import Pipeline, open_model
 from bltcli.sampling import FloatArray, Sampler
@@ -41,7 +41,7 @@ class FinishFirst(BlockDiffusion):
         while (waiting := rows.active & (model.room > 1)).any():
             logits = model.extend(rows.with_pending(drafts, waiting))
             rows.verify(logits, drafts, waiting)
-            if all(model.patch_starts(row)[-1] == model.lengths[row] for row in np.flatnonzero(waiting)):
+            if all(model.patch_starts(row)[-1] == model.lengths[row] for row in where(waiting)):
                 break
         super().round(rows)
 
@@ -118,7 +118,7 @@ def rows(bundle: Bundle, text: bytes) -> Iterator[dict[str, object]]:
                 "places": places,
             }
             for name, unmask in (("one-step", OneStep()), ("confidence alpha=0.7", Confidence(0.7))):
-                row = {**facts, "unmask": name, **generated(bundle, text, block, way, unmask)}
+                row: dict[str, object] = {**facts, "unmask": name, **generated(bundle, text, block, way, unmask)}
                 print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
                 yield row | {"bundle_sha256": bundle.sha256}
 

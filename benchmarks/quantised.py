@@ -144,6 +144,7 @@ def schemes(files: Sequence[Path], size: int) -> Iterator[dict[str, Any]]:
 def with_zero_points(name: str, weight: FloatArray, kind: str) -> FloatArray:
     """As `rounded`, from the least to the largest weight of a block, zero included."""
     block = block_of(name, weight.shape)
+    assert block is not None, f"{name} is not quantised"
     steps = 2 ** int(kind[3:]) - 1
     blocks = weight.reshape(len(weight), -1, block)
     low, high = np.minimum(blocks.min(-1, keepdims=True), 0), np.maximum(blocks.max(-1, keepdims=True), 0)

@@ -122,7 +122,11 @@ class Replayed(Pipeline):
     """A pipeline whose graphs run, and whose findings are a recording's. One text; position 0 is BOS."""
 
     recording: Recording
-    block_size = max(BLOCKS)  # type: ignore[assignment]  # whatever the weights were trained on
+
+    @property
+    def block_size(self) -> int:
+        """Whatever the weights were trained on."""
+        return max(BLOCKS)
 
     def _next(self, position: int) -> int:
         """The id at a position of the text that is written."""
@@ -181,7 +185,7 @@ class Script:
     cuts: bool = False
 
     def __call__(self, logits: FloatArray, rows: IdArray, positions: IdArray) -> IdArray:
-        return np.array([self.written(int(p)) for p in positions]) ^ (positions > self.last)
+        return np.array([self.written(p) ^ (p > self.last) for p in positions.tolist()], dtype=np.int64)
 
     def addends(self, positions: IdArray) -> FloatArray:
         found = np.zeros((*positions.shape, OUTPUT_IDS), dtype=np.float32)
@@ -198,7 +202,8 @@ class Evenly:
 
     def reveal(self, certainty: Certainty, masked: Bools) -> Bools:
         share = -(-masked.shape[1] // self.passes)
-        return masked & (np.cumsum(masked, axis=1) <= share)
+        shown: Bools = masked & (np.cumsum(masked, axis=1) <= share)
+        return shown
 
 
 def open_replayed(recording: Recording, bundle: Bundle, *, rows: int = 1, **how: Any) -> Replayed:

@@ -96,7 +96,7 @@ class Run:
 def killed(run: Run, journal: Path, kills: int, seconds: float) -> list[int]:
     """Kill the run so many times, each after a random time; how many lines the journal had then. `seconds`: what a run
     takes that is left alone."""
-    rng, found = random.Random(1), []
+    rng, found = random.Random(1), list[int]()
     while len(found) < kills:
         with run.start() as process:
             time.sleep(rng.uniform(0.1, 1.6 * seconds / kills))

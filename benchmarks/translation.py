@@ -78,7 +78,9 @@ def table(report: Report) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for title, source in (("`ar`, baseline", report.get("baseline")), ("", report)):
-        for row in source["settings"] if source else ():
+        if source is None:
+            continue
+        for row in source["settings"]:
             passes = ", ".join(f"{row['nfe'][graph]:.0f}" for graph in ("decoder", "encoder", "global"))
             cells = [
                 title or row["setting"], *scores(source, row), _percent(row["acceptance"]), passes,
@@ -115,7 +117,7 @@ Passes, and GB by the paper's formula, are per text; scores have the 95 % interv
 
 def draw(reports: Sequence[Report], file: Path) -> None:
     """chrF++ against bytes per second, a panel per set, a colour per method."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # pyright: ignore[reportMissingImports]  # not in any extra
 
     pyplot.rcParams["svg.hashsalt"] = "bltcli"  # the same figures give the same file
     columns = min(3, len(reports))

@@ -58,7 +58,7 @@ def fit(checkpoint: Checkpoint, config: TrainConfig, data: Path, number: int, st
             decode_with_blocks(model, layout, blocks)
         masked, other = log_shares(attention, *calls.pop(), *map(torch.from_numpy, rows_to_read(layout, blocks)))
         optimiser.zero_grad()
-        (-masked.mean() - other.mean()).backward()
+        (-masked.mean() - other.mean()).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         if step % 20 == 0 or step == steps - 1:
             shares = [float(x.detach().exp().mean()) for x in (masked, other)]
