@@ -111,14 +111,15 @@ def decode(folder: Path, contexts: Sequence[int], count: int, threads: int) -> l
         for start in range(0, context, model.prefill_rows):
             model.extend([ids[start : min(context, start + model.prefill_rows)]])
     used, resident = engine_threads(bundle, models[0].engine_name, threads), memory("self")
-    bandwidth, rates = Bandwidth(used), []
+    bandwidth, probes = Bandwidth(used), list[dict[str, float]]()
     steps: list[list[Step]] = [[] for _ in contexts]
     for number in range(count):
         if number % 10 == 0:
-            rates.append(max(bandwidth.probe().values()))
+            probes.append(bandwidth.probe())
         for place in range(len(contexts)):  # byte by byte in turns: what else the machine does meets all alike
             index = (place + number) % len(contexts)
             steps[index].append(one_byte(models[index], ids))
+    fastest = median(max(probe.values()) for probe in probes)
     around = {
         "step": "decode",
         "precision": bundle.precision,
@@ -128,9 +129,10 @@ def decode(folder: Path, contexts: Sequence[int], count: int, threads: int) -> l
         "loaded_anon_bytes": after["anon"] - before["anon"],
         "weight_bytes": sum(bundle.weight_bytes.values()),
         "resident_bytes": resident,
-        "bandwidth_bytes_per_s": median(rates),
+        "bandwidth_bytes_per_s": fastest,
+        "bandwidth_by_kernel": {kernel: median(probe[kernel] for probe in probes) for kernel in probes[0]},
     }
-    rows = [{**around, "context": c, **costs(t, median(rates))} for c, t in zip(contexts, steps, strict=True)]
+    rows = [{**around, "context": c, **costs(t, fastest)} for c, t in zip(contexts, steps, strict=True)]
     flat = [row["seconds_per_byte_at_4"] for row in rows]
     return [{**row, "over_shortest_context": cost / flat[0]} for row, cost in zip(rows, flat, strict=True)]
 
