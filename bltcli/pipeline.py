@@ -74,18 +74,21 @@ class Pipeline(Passes):
             feeds = {"ids": pending[:, None], "latent_index": self.latest[:, None], **place}
             drafts = self.engines["decoder"].draft({**feeds, "addend": choose.addends(positions + 1)}, counts)
         else:
-            drafts = self._draft_by_byte(pending, counts, choose, place)
+            drafts = self._draft_by_byte(pending, counts, choose, positions, place)
         return [drafts[row, : counts[row]] for row in range(self.rows)]
 
-    def _draft_by_byte(self, pending: IdArray, counts: IdArray, choose: Choose, place: dict[str, Any]) -> IdArray:
-        """Drafts [b, longest] whose bytes the host chooses. `place` is that of all their rows."""
-        longest = max(counts.tolist())
+    def _draft_by_byte(
+        self, pending: IdArray, counts: IdArray, choose: Choose, positions: IdArray, place: dict[str, Any]
+    ) -> IdArray:
+        """Drafts [b, longest] whose bytes the host chooses. Their rows have `positions` [b, longest], and `place`."""
+        longest = positions.shape[1]
         drafts = np.zeros((self.rows, longest), dtype=np.int64)
         lookup = self.config.decoder.input == "lookup"
         latent = self.latest[:, None]  # for every drafted byte
         current = pending.copy()
         for step in range(longest):
-            live = np.flatnonzero(counts > step)
+            drafting = counts > step
+            live = np.flatnonzero(drafting)
             if not lookup:  # encoder states of drafted bytes are exact, and kept
                 held = [current[:0]] * self.rows
                 for row in live.tolist():
@@ -98,9 +101,9 @@ class Pipeline(Passes):
                 "write_indices": place["write_indices"] + step,
                 "attn_bias": place["attn_bias"][:, :, step : step + 1],
             }
-            at, left = (self.lengths + step)[:, None], np.maximum(counts - step, 0)
-            logits = self._run_decoder(current[:, None], at, latent, here, left)["logits"]
-            chosen = choose(logits[live, 0], live, self.lengths[live] + step + 1)
+            at = positions[:, step : step + 1]
+            logits = self._run_decoder(current[:, None], at, latent, here, drafting)["logits"]
+            chosen = choose(logits[live, 0], live, positions[live, step] + 1)
             drafts[live, step] = current[live] = chosen
         return drafts
 
